@@ -10,16 +10,20 @@ Shape suffixes: R rows, V value width.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from memgraft.canonical import canonical_json
 
-@dataclass(frozen=True)
+__all__ = ["Commit", "Rows", "add_rows", "canonical_json", "sum_rows", "union_slots"]
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Rows of one value table that differ from zero: sorted unique slot ids and their fp32 values."""
 
@@ -49,17 +53,61 @@ class Rows:
             self.values.contiguous().view(torch.int32), other.values.contiguous().view(torch.int32)
         )
 
+    def __eq__(self, other: object) -> bool:
+        return self.equal(other) if isinstance(other, Rows) else NotImplemented
+
+    def problem(self, slots: int, width: int) -> str | None:
+        """Why these can't be rows of a table with `slots` slots of `width` values; None when they can."""
+        if self.width != width:
+            return f"values are {self.width} wide, expected {width}"
+        if len(self) and bool((self.slots[1:] <= self.slots[:-1]).any()):
+            return "slots must be strictly increasing"
+        if len(self) and not (0 <= int(self.slots[0]) and int(self.slots[-1]) < slots):
+            return f"slots must lie in [0, {slots}), got {int(self.slots[0])} to {int(self.slots[-1])}"
+        if not bool(torch.isfinite(self.values).all()):
+            row = int((~torch.isfinite(self.values)).any(dim=1).nonzero()[0])
+            return f"the values of slot {int(self.slots[row])} are not finite"
+        return None
+
+
+def union_slots(parts: Iterable[Tensor]) -> Tensor:
+    """The sorted unique slot ids (U,) int64 of many (R,) parts, holding few parts at a time."""
+    union = torch.zeros(0, dtype=torch.int64)
+    pending: list[Tensor] = []
+    waiting = 0
+    for part in parts:
+        pending.append(part)
+        waiting += len(part)
+        if waiting > max(_MERGE_AT, len(union)):
+            union, pending, waiting = torch.unique(torch.cat([union, *pending])), [], 0
+    merged: Tensor = torch.unique(torch.cat([union, *pending]))
+    return merged
+
+
+_MERGE_AT = 1 << 20  # slot ids gathered before they are merged: 8 MiB, whatever the number of lessons
+
+
+def add_rows(total: Rows, change: Rows) -> None:
+    """Adds `change` to the values of `total` in place. ValueError when `total` lacks one of its slots."""
+    if not len(change):
+        return
+    positions = torch.searchsorted(total.slots, change.slots)
+    if not len(total) or not torch.equal(total.slots[positions.clamp(max=len(total) - 1)], change.slots):
+        raise ValueError("the change holds slots that the total lacks")
+    total.values.index_add_(0, positions, change.values)
+
 
 def sum_rows(changes: Iterable[Rows], width: int) -> Rows:
-    """The fp32 sum of row changes, added in the given order; slots in the union of theirs."""
+    """The fp32 sum of row changes, added in the given order; slots in the union of theirs.
+
+    Starts from +0.0, so that a lone -0.0 becomes +0.0 whatever came before it.
+    """
     parts = list(changes)
-    if not parts:
-        return Rows.empty(width)
-    slots = torch.unique(torch.cat([part.slots for part in parts]))
-    values = torch.zeros(len(slots), width)
+    slots = union_slots(part.slots for part in parts)
+    total = Rows(slots, torch.zeros(len(slots), width))
     for part in parts:
-        values.index_add_(0, torch.searchsorted(slots, part.slots), part.values)
-    return Rows(slots, values)
+        add_rows(total, part)
+    return total
 
 
 @dataclass(frozen=True)
@@ -83,8 +131,8 @@ class Commit:
         for name in sorted(self.changes):
             rows = self.changes[name]
             digest.update(f"{name}:{len(rows)}:{rows.width};".encode())
-            digest.update(rows.slots.contiguous().numpy().tobytes())
-            digest.update(rows.values.contiguous().numpy().tobytes())
+            digest.update(_little_endian(rows.slots))
+            digest.update(_little_endian(rows.values))
         return digest.hexdigest()
 
     @property
@@ -93,6 +141,7 @@ class Commit:
         return sum(len(rows) for rows in self.changes.values())
 
 
-def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces, so that equal values have equal bytes. Refuses NaN and infinities."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+def _little_endian(tensor: Tensor) -> memoryview:
+    """The tensor's numbers as the bytes of a safetensors file, on every machine."""
+    array = tensor.detach().cpu().contiguous().numpy().reshape(-1)
+    return array.astype(array.dtype.newbyteorder("<"), copy=False).view(numpy.uint8).data

@@ -1,0 +1,140 @@
+"""Finding the decoder blocks of any `transformers` causal LM, and reaching the hidden states between them.
+
+No per-architecture code: the blocks are the one ModuleList as long as the configuration says the decoder is deep, and a
+short trial run shows that each is called once a pass with hidden states of the model's width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from memgraft.errors import GraftError
+
+
+def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The decoder blocks, in order.
+
+    Raises:
+        GraftError: with the reason why this architecture can't be grafted.
+    """
+    name = type(model).__name__
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise GraftError(f"{name} is an encoder-decoder model; memgraft grafts decoder-only causal language models")
+    if not model.can_generate() or model.get_output_embeddings() is None:
+        raise GraftError(f"{name} has no language-model head; load it with AutoModelForCausalLM")
+    text = model.config.get_text_config(decoder=True)
+    depth = getattr(text, "num_hidden_layers", None)
+    if not depth:
+        raise GraftError(f"the configuration of {name} has no num_hidden_layers, so its decoder blocks can't be found")
+    lists = {path: module for path, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth}
+    outermost = {path: module for path, module in lists.items() if not any(path.startswith(f"{other}.") for other in lists)}
+    if len(outermost) != 1:
+        found = ", ".join(outermost) or "none"
+        raise GraftError(f"{name}: expected one list of {depth} decoder blocks, found {found}; this architecture can't be grafted yet")
+    blocks = next(iter(outermost.values()))
+    _check_calls(model, blocks, hidden_size(model))
+    return blocks
+
+
+def hidden_size(model: PreTrainedModel) -> int:
+    """Width of the residual stream."""
+    size = getattr(model.config.get_text_config(decoder=True), "hidden_size", None)
+    if not isinstance(size, int):
+        raise GraftError(f"the configuration of {type(model).__name__} has no hidden_size")
+    return size
+
+
+def hidden_states_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states among a block's arguments: the first positional one, else the keyword `hidden_states`."""
+    value = args[0] if args else kwargs.get("hidden_states")
+    if not isinstance(value, Tensor):
+        raise GraftError(f"a decoder block was called without hidden states (got {type(value).__name__})")
+    return value
+
+
+def with_hidden_states(args: tuple[Any, ...], kwargs: dict[str, Any], value: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A block's arguments with other hidden states."""
+    return ((value, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": value})
+
+
+def _check_calls(model: PreTrainedModel, blocks: nn.ModuleList, width: int) -> None:
+    """One trial pass over three tokens: every block is called once, with (1, 3, width) floating-point hidden states."""
+    calls: list[tuple[int, tuple[int, ...]]] = []
+
+    def listen(index: int) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            calls.append((index, tuple(hidden_states_of(args, kwargs).shape)))
+
+        return hook
+
+    handles = [block.register_forward_pre_hook(listen(i), with_kwargs=True) for i, block in enumerate(blocks)]
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if [index for index, _ in calls] != list(range(len(blocks))):
+        order = [index for index, _ in calls]
+        raise GraftError(f"{type(model).__name__}: its {len(blocks)} blocks are not called once each and in order (calls: {order})")
+    odd = [(index, shape) for index, shape in calls if shape != (1, 3, width)]
+    if odd:
+        index, shape = odd[0]
+        raise GraftError(f"{type(model).__name__}: block {index} takes hidden states of shape {shape}, expected (1, 3, {width})")
+
+
+class _Reached(Exception):
+    """Ends a pass early, once the hidden states that were asked for are there."""
+
+
+def hidden_states_before(model: PreTrainedModel, blocks: nn.ModuleList, layer: int, **inputs: Tensor) -> Tensor:
+    """Hidden states (B, T, D) that enter block `layer`; nothing above it is computed. No gradient."""
+    reached: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reached.append(hidden_states_of(args, kwargs))
+        raise _Reached
+
+    handle = blocks[layer].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+    try:
+        with torch.no_grad():
+            model(**inputs, use_cache=False)
+    except _Reached:
+        pass
+    finally:
+        handle.remove()
+    return reached[0]
+
+
+@contextmanager
+def starting_at(blocks: nn.ModuleList, layer: int, hidden_states: Tensor) -> Iterator[None]:
+    """Within, a pass of the model skips the blocks below `layer` and enters it with the given hidden states (B, T, D).
+
+    What the model computes beside its blocks (masks, positions, embeddings) still runs, from the same inputs.
+    """
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return with_hidden_states(args, kwargs, hidden_states)
+
+    def skip(*args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states_of(args, kwargs)
+
+    handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
+    own = [block.__dict__.get("forward") for block in blocks[:layer]]
+    for block in blocks[:layer]:
+        block.forward = skip
+    try:
+        yield
+    finally:
+        handle.remove()
+        for block, forward in zip(blocks[:layer], own, strict=True):
+            if forward is None:
+                del block.forward
+            else:
+                block.forward = forward

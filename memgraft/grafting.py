@@ -1,0 +1,127 @@
+"""From a pretrained model to a grafted one: background text, calibration, usage. No training, seconds to minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memgraft.background import Background, read_background, write_background
+from memgraft.blocks import find_blocks, hidden_size, hidden_states_before
+from memgraft.calibration import calibrate
+from memgraft.config import MemoryConfig
+from memgraft.errors import GraftError
+from memgraft.graft import GraftedModel
+from memgraft.models import Dtype, load_model
+from memgraft.usage import UsageCounter
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+
+DEFAULT_SLOTS = 2**16
+DEFAULT_BACKGROUND_TOKENS = 2**15
+DOCUMENT_TOKENS = 256
+
+
+def default_layers(depth: int) -> tuple[int, ...]:
+    """One memory layer at a third of the depth: early enough that wordings still share what they read, as layer 10 of 30."""
+    return (max(0, round(depth / 3)),) if depth > 1 else (0,)
+
+
+def graft(
+    source: str | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    slots: int = DEFAULT_SLOTS,
+    layers: Sequence[int] | None = None,
+    background: str | Sequence[str] | None = None,
+    background_tokens: int = DEFAULT_BACKGROUND_TOKENS,
+    seed: int = 0,
+    dtype: Dtype = "auto",
+    trust_remote_code: bool = False,
+    on_progress: Progress | None = None,
+    **memory: Any,
+) -> GraftedModel:
+    """Attach an empty, calibrated memory to a causal language model. Its logits stay bit-equal to the base model's.
+
+    Args:
+        source: a Hub id, a local folder, a `.gguf` file, or a loaded model (then with its `tokenizer`).
+        slots: of each value table, a square number. Raise `background_tokens` with it, or usage protects little.
+        layers: decoder blocks in front of which a memory layer sits; by default one at a third of the depth.
+        background: text that stands for what must be preserved: a `.txt` or `.jsonl` file, `hf:DATASET[:SPLIT[:FIELD]]`, or the
+            texts themselves. By default the model writes it.
+        background_tokens: how much of it to use; a tenth is kept out of the usage, to measure drift on.
+        seed: of background, calibration and random directions.
+        on_progress: called with (stage, done, total).
+        memory: further fields of `MemoryConfig`, such as `top_k` or `heads`.
+
+    Raises:
+        GraftError: a model that can't be loaded or grafted. DataError: a background that can't be read.
+    """
+    if isinstance(source, str):
+        loaded = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.source
+    else:
+        if tokenizer is None:
+            raise GraftError("a loaded model needs its tokenizer: graft(model, tokenizer)")
+        model, name = source, source.config.name_or_path
+    depth = len(find_blocks(model))
+    memory = {"top_k": min(32, int(slots**0.5)), **memory}
+    config = MemoryConfig(layers=tuple(layers or default_layers(depth)), hidden_size=hidden_size(model), slots=slots, **memory)
+    grafted = GraftedModel(model, tokenizer, config)
+    grafted.source = name
+
+    def progress(stage: str) -> Callable[[int], None]:
+        return lambda done: on_progress(stage, min(done, background_tokens), background_tokens) if on_progress else None
+
+    if background is None:
+        texts = write_background(model, tokenizer, tokens=background_tokens, length=DOCUMENT_TOKENS, seed=seed, on_progress=progress("background"))
+        kind = "self-written"
+    else:
+        texts = read_background(background) if isinstance(background, str) else list(background)
+        kind = background if isinstance(background, str) else "texts"
+    grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=DOCUMENT_TOKENS)
+    count_usage(grafted, seed=seed, on_progress=progress("usage"))
+    return grafted
+
+
+def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int], None] | None = None) -> None:
+    """Calibrate every memory layer on the background's hidden states and count how the background uses its slots."""
+    assert grafted.background is not None
+    parts, _ = grafted.background.split(grafted.tokenizer)
+    if not parts:
+        raise GraftError("the background has no text to calibrate on; give a longer one")
+    counters = {name: UsageCounter() for name in grafted.config.tables}
+    done = 0
+    for index, layer in enumerate(grafted.config.layers):
+        states = list(background_states(grafted, layer, parts))
+        calibrate(grafted.layer(index), torch.cat([hidden[1:] for hidden in states]), seed=seed + index)
+        for hidden in states:
+            counters[grafted.config.table_of(index)].add(grafted.layer(index).address(hidden.to(grafted.device)))
+            done += len(hidden)
+            if on_progress:
+                on_progress(done // len(grafted.config.layers))
+    grafted.usage = {name: counter.result() for name, counter in counters.items()}
+
+
+def background_states(grafted: GraftedModel, layer: int, parts: Sequence[Sequence[int]], batch_size: int = 16) -> list[Tensor]:
+    """Hidden states (T, D) that enter block `layer` for each document, computed with the memory off, in the order given."""
+    states: list[Tensor | None] = [None] * len(parts)
+    order = sorted(range(len(parts)), key=lambda i: len(parts[i]))
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = max(len(parts[i]) for i in chosen)
+        ids = torch.zeros(len(chosen), width, dtype=torch.int64)
+        mask = torch.zeros(len(chosen), width, dtype=torch.bool)
+        for row, i in enumerate(chosen):
+            ids[row, : len(parts[i])] = torch.tensor(parts[i])
+            mask[row, : len(parts[i])] = True
+        with grafted.without_memory():
+            hidden = hidden_states_before(
+                grafted.base, grafted.blocks, layer, input_ids=ids.to(grafted.device), attention_mask=mask.to(grafted.device)
+            )
+        for row, i in enumerate(chosen):
+            states[i] = hidden[row, : len(parts[i])].cpu()
+    return [state for state in states if state is not None]

@@ -1,0 +1,94 @@
+"""The lessons of a model: those in its store, and those that were not saved yet."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from memgraft.commits import Commit, Rows, sum_rows
+from memgraft.errors import StoreError
+from memgraft.store import MemoryStore, Overlap, RevertReport
+from memgraft.store.lessons import overlap_of
+
+
+class History:
+    """Learned and reverted lessons, in order. Nothing reaches the store before `save`."""
+
+    def __init__(self, store: MemoryStore | None = None) -> None:
+        self.store = store
+        self._pending: list[tuple[Literal["learn", "revert"], Commit]] = []
+        self._active: dict[str, Commit | None] = dict.fromkeys(store.active() if store else ())  # None: still in the store only
+
+    @property
+    def saved(self) -> bool:
+        """Whether the store holds everything."""
+        return self.store is not None and not self._pending
+
+    def active(self) -> list[str]:
+        """Ids of the lessons that were learned and not reverted since, in the order in which they were learned."""
+        return list(self._active)
+
+    def resolve(self, prefix: str) -> str:
+        """The full id of the one active lesson whose id starts with `prefix`."""
+        found = [id for id in self._active if prefix and id.startswith(prefix.lower())]
+        if len(found) != 1:
+            what = "no active lesson has" if not found else f"{len(found)} lessons have"
+            raise StoreError(f"{what} an id that starts with {prefix!r}; `memgraft log` lists them")
+        return found[0]
+
+    def commit(self, prefix: str) -> Commit:
+        """An active lesson."""
+        id = self.resolve(prefix)
+        known = self._active[id]
+        if known is not None:
+            return known
+        assert self.store is not None
+        return self.store.commit(id)
+
+    def learn(self, commit: Commit) -> None:
+        """Add a lesson. Raises StoreError where the same one is active already."""
+        if commit.id in self._active:
+            raise StoreError(f"the lesson {commit.id[:12]} is active already; revert it first to learn it again")
+        self._active[commit.id] = commit
+        self._pending.append(("learn", commit))
+
+    def revert(self, prefix: str) -> RevertReport:
+        """Take an active lesson back; reports which later ones share slots with it."""
+        commit = self.commit(prefix)
+        overlaps = self.overlaps(commit, self.active()[self.active().index(commit.id) + 1 :])
+        del self._active[commit.id]
+        self._pending.append(("revert", commit))
+        return RevertReport(commit.id, commit.rows, overlaps)
+
+    def overlaps(self, commit: Commit, others: Sequence[str]) -> tuple[Overlap, ...]:
+        """Which of the other active lessons wrote to slots of this one."""
+        found = []
+        for id in others:
+            other = self.commit(id)
+            overlap = overlap_of(id, other.message, commit.changes, {name: rows.slots for name, rows in other.changes.items()})
+            if overlap is not None:
+                found.append(overlap)
+        return tuple(found)
+
+    def state(self, tables: Sequence[str], width: int) -> dict[str, Rows]:
+        """Per value table the fp32 sum of the active lessons' changes, in order."""
+        if self.saved:
+            assert self.store is not None
+            return self.store.state()
+        commits = [self.commit(id) for id in self._active]
+        return {name: sum_rows((c.changes[name] for c in commits if name in c.changes), width) for name in tables}
+
+    def save(self, store: MemoryStore) -> None:
+        """Bring a store up to date: the model's own, or a new one, which gets the active lessons."""
+        if self.store is not None and store.path.resolve() == self.store.path.resolve():
+            while self._pending:
+                op, commit = self._pending[0]
+                if op == "learn":
+                    store.append(commit)
+                else:
+                    store.revert(commit.id)
+                self._pending.pop(0)
+        else:
+            for id in self._active:
+                store.append(self.commit(id))
+        self.store, self._pending = store, []

@@ -1,0 +1,153 @@
+"""A lesson from start to end: examples → batches → taught rows → questions in wordings that were not taught → a commit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from memgraft.commits import Commit
+from memgraft.data import ExampleSet, read_examples
+from memgraft.encoding import TokenBatch, chunk, encode
+from memgraft.errors import MemgraftError
+from memgraft.examples import Example, Fact, Text
+from memgraft.graft import GraftedModel
+from memgraft.probes import QAProbe, QuestionRow, measure
+from memgraft.probes.language_model import context_length
+from memgraft.probes.scores import Scores
+from memgraft.teaching import Lesson, Recipe, Step, teach
+from memgraft.usage import Usage, merge_taught
+from memgraft.wordings import chat_renderer, load_pool, teach_wordings
+
+CHUNK_TOKENS = 512  # Lin et al. 2025 §4.2
+
+
+def prepare(model: GraftedModel, examples: Sequence[Example], recipe: Recipe) -> list[TokenBatch]:
+    """A batch per fact (its wordings), completion or conversation, and one per chunk of a text.
+
+    Raises:
+        DataError, TeachingError: an example without a token to learn, or longer than the model's context.
+    """
+    tokenizer = model.tokenizer
+    chat, contexts = chat_renderer(tokenizer), load_pool("contexts")
+    limit = context_length(model.base) or 2**20
+    batches = []
+    for example in examples:
+        eos = str(tokenizer.eos_token or "")
+        wordings = teach_wordings(example, count=recipe.wordings, seed=recipe.seed, contexts=contexts, chat=chat, eos=eos)
+        if isinstance(example, Text):
+            parts = chunk(wordings[0], tokenizer, max_length=min(limit, CHUNK_TOKENS))
+            names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]
+            batches += [
+                encode([part], tokenizer, name=name, max_length=limit, loss=recipe.loss) for name, part in zip(names, parts, strict=True)
+            ]
+        else:
+            batches.append(encode(wordings, tokenizer, name=example.name, max_length=limit, loss=recipe.loss))
+    return batches
+
+
+def test_questions(examples: Sequence[Example]) -> QAProbe | None:
+    """One question per fact, in a wording that was not taught where the fact has one, always in the frame kept for testing."""
+    rows = [
+        QuestionRow(question=fact.held_out[0] if fact.held_out else fact.question, answers=fact.answers)
+        for fact in examples
+        if isinstance(fact, Fact)
+    ]
+    return QAProbe(name="taught facts", questions=tuple(rows)) if rows else None
+
+
+def effective_usage(model: GraftedModel) -> dict[str, Usage]:
+    """Background usage per table in which the slots of earlier lessons count as used."""
+    lessons = [model.history.commit(id) for id in model.history.active()]
+    return {
+        name: merge_taught(usage, [commit.changes[name].slots for commit in lessons if name in commit.changes])
+        for name, usage in model.usage.items()
+    }
+
+
+def learn(
+    model: GraftedModel,
+    data: str | Path | ExampleSet,
+    *,
+    message: str,
+    recipe: Recipe | None = None,
+    test: bool = True,
+    on_step: Callable[[Step], None] | None = None,
+) -> Commit:
+    """Teach a data set and keep what changed as a commit.
+
+    Args:
+        data: a JSONL or text file, or what `read_examples` made of one.
+        message: what the lesson is about, for the log.
+        recipe: how it is taught; the default one otherwise.
+        test: ask every fact afterwards and put question and answer in the commit's record.
+        on_step: called after each batch.
+
+    Raises:
+        DataError, TeachingError: the data can't be taught, or the loss is not finite. The model is as before, also after Ctrl-C.
+    """
+    recipe = recipe or Recipe()
+    examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
+    batches = prepare(model, examples.examples, recipe)
+    probe = test_questions(examples.examples) if test else None
+    before = None
+    if probe:
+        with model.without_memory():
+            before = measure(probe, model.base, model.tokenizer)
+    rows_before = model.rows()
+    try:
+        start = time.perf_counter()
+        lesson = teach(model, batches, recipe, effective_usage(model), on_step=on_step)
+        seconds = time.perf_counter() - start
+        after = measure(probe, model.base, model.tokenizer) if probe else None
+        unrecorded = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256)
+        overlaps = model.history.overlaps(unrecorded, model.history.active())
+        record: dict[str, Any] = {
+            **measurements(lesson, batches, seconds),
+            "overlaps": [{"lesson": o.commit, "message": o.message, "shared_slots": o.shared_slots} for o in overlaps],
+        }
+        if before and after:
+            record["facts"] = asked(examples.examples, before, after)
+            record["learned"] = sum(fact["learned"] for fact in record["facts"])
+        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record)
+        model.history.learn(commit)
+    except BaseException:
+        model.assign_rows(rows_before)
+        raise
+    model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
+    return commit
+
+
+def measurements(lesson: Lesson, batches: Sequence[TokenBatch], seconds: float) -> dict[str, Any]:
+    """What teaching cost and wrote, as JSON."""
+    written = sum(len(slots) for per_batch in lesson.batch_slots.values() for slots in per_batch)
+    return {
+        "batches": len(batches),
+        "rows": sum(len(rows) for rows in lesson.changes.values()),
+        "rows_per_batch": written / len(batches),
+        "losses": [[None if loss != loss else round(loss, 6) for loss in turn] for turn in lesson.losses],
+        "tokens": int(sum(int(batch.attention_mask.sum()) for batch in batches)),
+        "seconds": round(seconds, 3),
+        "batches_per_minute": round(60 * len(batches) / seconds, 2),
+    }
+
+
+def asked(examples: Sequence[Example], before: Scores, after: Scores) -> list[dict[str, Any]]:
+    """One entry a fact: what was asked, what was expected, what the base said and what the taught model says."""
+    facts = [example for example in examples if isinstance(example, Fact)]
+    if len(facts) != len(after.items):
+        raise MemgraftError(f"{len(facts)} facts were taught but {len(after.items)} asked")
+    return [
+        {
+            "name": fact.name,
+            "question": item["question"],
+            "unseen_wording": bool(fact.held_out),
+            "expected": fact.answers[0],
+            "before": was["prediction"],
+            "after": now["prediction"],
+            "f1": now["f1"],
+            "learned": bool(now["exact match"]),
+        }
+        for fact, item, was, now in zip(facts, after.items, before.outcomes, after.outcomes, strict=True)
+    ]

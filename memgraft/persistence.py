@@ -1,0 +1,82 @@
+"""Saving a grafted model as a memory store and loading it again. The base model itself is never copied."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import memgraft
+from memgraft.background import Background
+from memgraft.errors import StoreError
+from memgraft.fingerprint import BaseFingerprint, TokenizerFingerprint
+from memgraft.graft import GraftedModel
+from memgraft.history import History
+from memgraft.models import Dtype, load_model
+from memgraft.store import MemoryStore, StoreSpec
+from memgraft.usage import Usage
+
+
+def save(model: GraftedModel, path: str | Path) -> MemoryStore:
+    """Write the model's memory to a store: new lessons and reverts into its own store, everything into a new one.
+
+    Raises:
+        StoreError: the folder is something else, or can't be written; then it is as it was.
+    """
+    path = Path(path)
+    own = model.history.store
+    store = own if own is not None and own.path.resolve() == path.resolve() else _create(model, path)
+    model.history.save(store)
+    return store
+
+
+def _create(model: GraftedModel, path: Path) -> MemoryStore:
+    background = model.background
+    spec = StoreSpec(
+        memgraft_version=memgraft.__version__,
+        memory=model.config,
+        model=str(Path(model.source).resolve()) if Path(model.source).exists() else model.source,
+        dtype=str(model.base.dtype).removeprefix("torch."),
+        base=BaseFingerprint.of(model.base),
+        tokenizer=TokenizerFingerprint.of(model.tokenizer),
+        background=_background_facts(background) if background else {},
+    )
+    usage = {key: value for name, used in model.usage.items() for key, value in used.tensors(name).items()}
+    return MemoryStore.create(path, spec, model.memory_tensors(), usage, background.texts if background else ())
+
+
+def _background_facts(background: Background) -> dict[str, Any]:
+    return {"kind": background.kind, "seed": background.seed, "tokens": background.tokens, "document_tokens": background.document_tokens}
+
+
+def load(path: str | Path, *, model: str | None = None, dtype: Dtype | None = None, trust_remote_code: bool = False) -> GraftedModel:
+    """Load the base model that a store was made for and attach the store's memory, with all its active lessons.
+
+    Args:
+        model: where the base model is now, if not where it was when the store was made.
+        dtype: of the base model; as when the store was made by default.
+
+    Raises:
+        StoreError: no store, a damaged one, or one made for another base model or tokenizer. GraftError: the base can't be loaded.
+    """
+    store = MemoryStore.open(path)
+    loaded = load_model(model or store.spec.model, dtype=dtype or _dtype(store.spec.dtype), trust_remote_code=trust_remote_code)
+    for what, problem in (
+        ("base model", store.spec.base.mismatch(BaseFingerprint.of(loaded.model))),
+        ("tokenizer", store.spec.tokenizer.mismatch(TokenizerFingerprint.of(loaded.tokenizer))),
+    ):
+        if problem:
+            raise StoreError(f"{path}: made for another {what} than {loaded.source}: {problem}; give the right one with --model")
+    grafted = GraftedModel(loaded.model, loaded.tokenizer, store.spec.memory)
+    grafted.source = loaded.source
+    grafted.load_memory_tensors(store.memory_tensors())
+    tensors = store.usage_tensors()
+    grafted.usage = {name: Usage.from_tensors(tensors, name) for name in store.spec.memory.tables}
+    if store.spec.background:
+        grafted.background = Background(texts=tuple(store.background_texts()), **store.spec.background)  # type: ignore[arg-type]
+    grafted.history = History(store)
+    grafted.assign_rows(grafted.history.state(grafted.config.tables, grafted.config.hidden_size))
+    return grafted
+
+
+def _dtype(name: str) -> Dtype:
+    return "float32" if name == "float32" else "bfloat16" if name == "bfloat16" else "auto"

@@ -1,0 +1,8 @@
+"""The memory store: the folder that holds a grafted memory and its lessons. Format: docs/store-format.md."""
+
+from memgraft.store.lessons import Overlap, RevertReport
+from memgraft.store.manifest import HistoryEntry
+from memgraft.store.spec import FORMAT_VERSION, StoreSpec
+from memgraft.store.store import MemoryStore
+
+__all__ = ["FORMAT_VERSION", "HistoryEntry", "MemoryStore", "Overlap", "RevertReport", "StoreSpec"]

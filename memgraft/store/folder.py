@@ -1,0 +1,143 @@
+"""The store's folder: reading its members against the manifest, and committing a change to it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from memgraft.errors import StoreError
+from memgraft.store import files
+from memgraft.store.manifest import (
+    COMMITS,
+    CONFIG,
+    MANIFEST,
+    MANIFEST_LIMIT,
+    RECORDS,
+    FileEntry,
+    HistoryEntry,
+    Manifest,
+    check_version,
+    first_problem,
+    parse,
+)
+from memgraft.store.spec import StoreSpec
+
+_LESSON_FILE = re.compile(r"[0-9a-f]{64}(\.[0-9]+)?\.(json|safetensors)|\.[0-9a-f]{64}.*\.tmp")
+
+
+def read_manifest(root: Path) -> Manifest:
+    """The manifest of the store at `root`. StoreError when there is no store, or a damaged or newer one."""
+    path = root / MANIFEST
+    if not os.path.lexists(path):
+        raise StoreError(f"{root}: no memory store, it has no {MANIFEST}; make one with `memgraft graft MODEL -o FOLDER`")
+    return Manifest.from_bytes(files.read_bytes(path, MANIFEST_LIMIT), str(path))
+
+
+def read_member(root: Path, name: str, manifest: Manifest) -> bytes:
+    """A file's content, after its size and digest were checked against the manifest."""
+    entry = manifest.files[name]
+    path = root / name
+    data = files.read_bytes(path, entry.size)
+    if len(data) != entry.size:
+        raise StoreError(f"{path}: has {len(data)} bytes, expected {entry.size}; restore it from a copy of the store")
+    if files.sha256(data) != entry.sha256:
+        raise StoreError(f"{path}: damaged, its SHA-256 is not the manifest's; restore it from a copy of the store")
+    return data
+
+
+def read_spec(root: Path, manifest: Manifest) -> StoreSpec:
+    """The store's configuration."""
+    where = str(root / CONFIG)
+    data = read_member(root, CONFIG, manifest)
+    check_version(parse(data, where), where)
+    try:
+        return StoreSpec.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise StoreError(f"{where}: {first_problem(error)}; upgrade memgraft, or restore it from a copy of the store") from error
+
+
+def size_problems(root: Path, manifest: Manifest) -> Iterator[str]:
+    """Files that are missing, links, or not of the size that the manifest gives."""
+    for folder in (COMMITS, RECORDS):
+        if not files.is_real_folder(root / folder):
+            yield f"{root / folder}: missing, or not a real folder"
+            return
+    for name, entry in manifest.files.items():
+        size = files.regular_size(os.path.join(root, name))
+        if size != entry.size:
+            yield f"{root / name}: " + ("missing, or not a regular file" if size is None else f"has {size} bytes, expected {entry.size}")
+
+
+def commit_change(root: Path, current: Manifest, entry: HistoryEntry, new: Mapping[str, bytes]) -> Manifest:
+    """Writes the new files, then the manifest with `entry` at the end of the history; the lock must be held.
+
+    When a write fails the store is as it was, and StoreError says so.
+    """
+    entries = {name: describe(data) for name, data in new.items()}
+    changed = Manifest(files={**current.files, **entries}, history=(*current.history, entry))
+    data = changed.to_bytes()
+    if len(data) > MANIFEST_LIMIT:
+        raise StoreError(f"{root}: the history is full ({len(current.history)} entries); nothing was changed: start a new store")
+    with files.nothing_changed(root):
+        _remove_orphans(root, current)
+        try:
+            for name, content in new.items():
+                files.write_file(root / name, content)
+            for folder in sorted({(root / name).parent for name in new}):
+                files.sync_folder(folder)
+            files.write_file(root / MANIFEST, data)
+            files.sync_folder(root)
+        except BaseException as error:
+            if _may_be(root / MANIFEST, data):
+                # The new files stay: should power fail now, the disk may still come back with the new manifest.
+                _put_back(root, current, error)
+            else:
+                _remove(root, new)
+            raise
+    return changed
+
+
+def describe(data: bytes) -> FileEntry:
+    return FileEntry(size=len(data), sha256=files.sha256(data))
+
+
+def _may_be(path: Path, data: bytes) -> bool:
+    """Whether the file holds `data`, as far as it can be read."""
+    try:
+        return files.read_bytes(path, MANIFEST_LIMIT) == data
+    except StoreError:
+        return True
+
+
+def _put_back(root: Path, manifest: Manifest, error: BaseException) -> None:
+    try:
+        files.write_file(root / MANIFEST, manifest.to_bytes())
+    except OSError as second:
+        said = files.reason(error) if isinstance(error, OSError) else type(error).__name__
+        raise StoreError(
+            f"{root}: the disk failed while the change was being committed ({said}), and it can't be taken back ({files.reason(second)}): "
+            f"the store is whole, `memgraft log` tells whether it has the change; check the disk"
+        ) from error
+    with suppress(OSError):
+        files.sync_folder(root)
+
+
+def _remove_orphans(root: Path, manifest: Manifest) -> None:
+    """Removes what a crash left: lesson files that the manifest does not list, and temporary files."""
+    for folder in (COMMITS, RECORDS):
+        with os.scandir(root / folder) as entries:
+            orphans = [
+                f"{folder}/{e.name}" for e in entries if _LESSON_FILE.fullmatch(e.name) and f"{folder}/{e.name}" not in manifest.files
+            ]
+        _remove(root, orphans)
+
+
+def _remove(root: Path, names: Mapping[str, bytes] | list[str]) -> None:
+    for name in names:
+        with suppress(OSError):
+            (root / name).unlink()

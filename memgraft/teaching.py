@@ -1,0 +1,242 @@
+"""The teaching loop: batches in, changed rows out.
+
+One batch is one fact (its wordings) or one chunk of a document, and one optimizer step. All below the first memory layer is
+frozen and computed once; each step runs the layers above, takes the gradient at the read, ranks the slots that the whole
+batch read against background usage, and lets a writer change the chosen rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from memgraft.blocks import hidden_states_before, starting_at
+from memgraft.commits import Rows
+from memgraft.config import Config
+from memgraft.encoding import TokenBatch
+from memgraft.errors import TeachingError
+from memgraft.graft import GraftedModel
+from memgraft.ranking import Ranking, choose, score
+from memgraft.reads import Recorder, recording
+from memgraft.usage import Usage, count_accesses
+from memgraft.writers import LeastInterference, Moments, Writer, address_matrix, row_changes
+
+
+class Recipe(Config):
+    """Everything that shapes what a lesson writes, beside the data."""
+
+    ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
+    t: int | None = Field(500, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
+    writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
+    passes: int = Field(6, gt=0, description="times that each batch is taught, at most")
+    until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
+    loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
+    wordings: int = Field(12, gt=0, description="wordings a fact")
+    micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
+    cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
+    seed: int = Field(0, description="order of batches, wordings and the random ranking")
+
+
+@dataclass
+class Lesson:
+    """What teaching did, before it is a commit."""
+
+    changes: dict[str, Rows]  # table → what was added to its rows
+    losses: list[list[float]]  # pass → loss of each batch, in data order; NaN where it was skipped
+    batch_slots: dict[str, list[Tensor]] = field(default_factory=dict)  # table → for each batch, the slots it wrote
+
+
+@dataclass(frozen=True)
+class Step:
+    """Progress: one batch taught."""
+
+    name: str
+    done: int
+    total: int
+    loss: float
+
+
+class FrozenPrefix:
+    """Hidden states that enter the first memory layer, computed once per micro-batch and kept while they fit."""
+
+    def __init__(self, model: GraftedModel, budget_bytes: int) -> None:
+        self.model = model
+        self.budget = budget_bytes
+        self.kept: dict[tuple[int, int], Tensor] = {}
+
+    def hidden_states(self, key: tuple[int, int], ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, T, D) in the base model's dtype."""
+        if key in self.kept:
+            return self.kept[key].to(self.model.device)
+        layer = self.model.config.layers[0]
+        with self.model.without_memory():
+            hidden = hidden_states_before(self.model.base, self.model.blocks, layer, input_ids=ids, attention_mask=mask)
+        size = hidden.numel() * hidden.element_size()
+        if size <= self.budget:
+            self.budget -= size
+            self.kept[key] = hidden.cpu()
+        return hidden
+
+
+@contextmanager
+def frozen(model: GraftedModel) -> Iterator[None]:
+    """Within, the base model is in evaluation mode and none of its parameters asks for a gradient."""
+    training = model.base.training
+    flags = [(parameter, parameter.requires_grad) for parameter in model.base.parameters()]
+    model.base.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        model.base.train(training)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+def target_logits(model: GraftedModel, targets: Tensor, **inputs: Tensor) -> Tensor:
+    """Logits (M, vocabulary) that predict the M tokens marked in targets (B, T), row by row.
+
+    Only these positions go through the language-model head: with a large vocabulary it is the dearest layer.
+    """
+    predicting = F.pad(targets[:, 1:], (0, 1))  # position t-1 predicts the token at t
+
+    def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (args[0][predicting][None], *args[1:])
+
+    handle = model.base.get_output_embeddings().register_forward_pre_hook(select)
+    try:
+        logits = model.base(**inputs, use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits[0]
+
+
+def micro_batches(batch: TokenBatch, limit: int) -> list[slice]:
+    """Consecutive sequences, as many as stay within `limit` padded tokens, at least one."""
+    size = max(1, limit // batch.input_ids.shape[1])
+    return [slice(start, start + size) for start in range(0, len(batch.input_ids), size)]
+
+
+def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Recipe, prefix: FrozenPrefix | None) -> tuple[float, Recorder]:
+    """Mean loss over the batch's target tokens and the recorded reads with its gradient, micro-batches accumulated."""
+    recorder = Recorder(len(model.memories))
+    total = int(batch.targets.sum())
+    loss_sum = 0.0
+    for part in micro_batches(batch, recipe.micro_batch_tokens):
+        ids, mask = batch.input_ids[part].to(model.device), batch.attention_mask[part].to(model.device)
+        targets = batch.targets[part].to(model.device)
+        width = int(mask.sum(-1).max())
+        ids, mask, targets = ids[:, :width], mask[:, :width], targets[:, :width]
+        with ExitStack() as stack:
+            if prefix is not None:
+                hidden = prefix.hidden_states((key, part.start), ids, mask)
+                stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))
+            stack.enter_context(recording(model, recorder, mask))
+            logits = target_logits(model, targets, input_ids=ids, attention_mask=mask)
+            loss = F.cross_entropy(logits.float(), ids[targets], reduction="sum") / total
+            loss.backward()
+        loss_sum += loss.item()
+    return loss_sum, recorder
+
+
+def write(
+    model: GraftedModel, recorder: Recorder, recipe: Recipe, usage: Mapping[str, Usage], moments: dict[str, Moments], seed: int
+) -> dict[str, Tensor]:
+    """One optimizer step: choose slots per table and change their rows. Returns the slots that were written."""
+    written = {}
+    for name in model.config.tables:
+        address, gradient = recorder.of_table(model, name)
+        slots, counts = count_accesses(address.slots.cpu())
+        chosen = choose(slots, score(recipe.ranking, slots, counts, usage[name], model.config.slots, seed), recipe.t)
+        load = usage[name].load_of(chosen, model.config.slots).to(gradient.device)
+        on_device = chosen.to(gradient.device)
+        matrix = address_matrix(address, on_device)
+        change = row_changes(recipe.writer, matrix, gradient, chosen, load, moments[name])
+        table = model.table(name)
+        rows = table.allocate(on_device)
+        table.values[rows] += change
+        written[name] = chosen
+    return written
+
+
+def teach(
+    model: GraftedModel,
+    batches: Sequence[TokenBatch],
+    recipe: Recipe,
+    usage: Mapping[str, Usage] | None = None,
+    *,
+    on_step: Callable[[Step], None] | None = None,
+) -> Lesson:
+    """Teach batches, in an order shuffled by the seed in each pass, and return the row changes.
+
+    Args:
+        usage: per table, what the ranking and the writer take as used; the model's background usage by default.
+
+    On return the tables hold the taught rows. If anything stops the lesson (Ctrl-C, a loss that is not finite), they hold
+    what they held before it.
+
+    Raises:
+        TeachingError: no batches, or a loss or gradient that is not finite.
+    """
+    if not batches:
+        raise TeachingError("nothing to teach: the lesson has no batches")
+    before = model.rows()
+    try:
+        with frozen(model):
+            return _teach(model, batches, recipe, model.usage if usage is None else usage, before, on_step)
+    except BaseException:
+        model.assign_rows(before)
+        raise
+
+
+def _teach(
+    model: GraftedModel,
+    batches: Sequence[TokenBatch],
+    recipe: Recipe,
+    usage: Mapping[str, Usage],
+    before: dict[str, Rows],
+    on_step: Callable[[Step], None] | None,
+) -> Lesson:
+    generator = torch.Generator().manual_seed(recipe.seed)
+    prefix = FrozenPrefix(model, recipe.cache_bytes)
+    moments = {name: Moments() for name in model.config.tables}
+    slots_of: dict[str, list[Tensor]] = {name: [torch.zeros(0, dtype=torch.int64)] * len(batches) for name in model.config.tables}
+    losses: list[list[float]] = []
+    last = [math.inf] * len(batches)
+    done = 0
+    for turn in range(recipe.passes):
+        losses.append([math.nan] * len(batches))
+        for index in torch.randperm(len(batches), generator=generator).tolist():
+            done += 1
+            if recipe.until_loss is not None and last[index] <= recipe.until_loss:
+                continue
+            batch = batches[index]
+            loss, recorder = read_gradients(model, batch, index, recipe, prefix)
+            if not math.isfinite(loss):
+                raise TeachingError(f"{batch.name}: the loss is {loss} in pass {turn + 1}; nothing was written; try a lower learning rate")
+            losses[turn][index] = last[index] = loss
+            for name, slots in write(model, recorder, recipe, usage, moments, recipe.seed + index).items():
+                slots_of[name][index] = torch.cat([slots_of[name][index], slots]).unique()
+            if on_step:
+                on_step(Step(batch.name, done, recipe.passes * len(batches), loss))
+        if recipe.until_loss is not None and max(last) <= recipe.until_loss:
+            break
+    return Lesson({name: difference(rows, before[name]) for name, rows in model.rows().items()}, losses, slots_of)
+
+
+def difference(after: Rows, before: Rows) -> Rows:
+    """What was added to the rows `before` to make `after`; rows that did not change are left out."""
+    values = after.values.clone()
+    at = torch.searchsorted(after.slots, before.slots)
+    values[at] -= before.values
+    changed = (values != 0).any(-1)
+    return Rows(after.slots[changed], values[changed])

@@ -1,0 +1,144 @@
+"""How the chosen rows change, given the gradient at the read.
+
+The read is linear in the values, y = W V with W (T × U) the address weights, so a row's gradient is Wᵀ G with
+G = dL/dy (T × V), taken at the read itself, before scale and gate. No autograd reaches the table and no optimizer state exists for
+rows that were not chosen: unchosen rows stay bit-identical by construction.
+
+Shape suffixes: T tokens, S chosen slots, V value width.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from memgraft.config import Config
+from memgraft.memory import Address
+
+
+def address_matrix(address: Address, chosen: Tensor) -> Tensor:
+    """W restricted to the chosen slots (sorted ids): (T, S) fp32, weights of a slot read by several heads added."""
+    tokens = len(address.slots)
+    matrix = torch.zeros(tokens, len(chosen), dtype=torch.float32, device=chosen.device)
+    if not len(chosen):
+        return matrix
+    slots, weights = address.slots.flatten(1), address.weights.detach().flatten(1)
+    index = torch.searchsorted(chosen, slots).clamp_(max=len(chosen) - 1)
+    weights = torch.where(chosen[index] == slots, weights, torch.zeros_like(weights))
+    return matrix.scatter_add_(1, index, weights)
+
+
+class SGD(Config):
+    """Plain gradient descent on the chosen rows, the optimizer of Lin et al. 2025 §4."""
+
+    name: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(300.0, gt=0, description="step on a row, for the mean loss of a batch, in units of the read")
+    max_norm: float | None = Field(None, gt=0, description="clip the gradient of the chosen rows to this norm")
+
+
+class Adam(Config):
+    """Adam whose moments exist, and decay, only where rows are chosen (as torch.optim.SparseAdam)."""
+
+    name: Literal["adam"] = "adam"
+    learning_rate: float = Field(0.02, gt=0, description="step size")
+    beta_1: float = Field(0.9, ge=0, lt=1, description="decay of the first moment")
+    beta_2: float = Field(0.999, ge=0, lt=1, description="decay of the second moment")
+    epsilon: float = Field(1e-12, gt=0, description="added to the root of the second moment; gradients here are small")
+    max_norm: float | None = Field(None, gt=0, description="clip the gradient of the chosen rows to this norm")
+
+
+class LeastInterference(Config):
+    """The smallest write that moves the reads along −G, with rows that the background reads made expensive.
+
+        ΔV = −η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G      D = 1 / (1 + μ · load)      λ′ = λ · mean diag(W D Wᵀ)
+
+    The ridge form of MEMIT's update (Meng et al. 2023, arXiv 2210.07229, §4.2) with a diagonal background covariance:
+    `load` is a slot's background Σ weight² per token, times the number of slots (`Usage.load_of`).
+    """
+
+    name: Literal["least-interference"] = "least-interference"
+    learning_rate: float = Field(100.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
+    background_weight: float = Field(30.0, ge=0, description="μ: how much dearer a slot gets that the background reads")
+    ridge: float = Field(1.0, gt=0, description="λ: ridge relative to the mean diagonal of W D Wᵀ")
+
+
+Writer = Annotated[SGD | Adam | LeastInterference, Field(discriminator="name")]
+
+
+class Moments:
+    """Adam's moments for the rows that were ever chosen, in the order of first choice."""
+
+    def __init__(self) -> None:
+        self._index: dict[int, int] = {}
+        self._first: Tensor | None = None
+        self._second: Tensor | None = None
+        self._steps: Tensor | None = None
+
+    def step(self, slots: Tensor, gradient: Tensor, adam: Adam) -> Tensor:
+        """Update the moments of these rows and return the change of their values (S, V)."""
+        fresh = [slot for slot in slots.tolist() if slot not in self._index]
+        for slot in fresh:
+            self._index[slot] = len(self._index)
+        zeros = gradient.new_zeros(len(fresh), gradient.shape[1])
+        steps = torch.zeros(len(fresh), 1)
+        self._first = zeros if self._first is None else torch.cat([self._first, zeros])
+        self._second = zeros.clone() if self._second is None else torch.cat([self._second, zeros])
+        self._steps = steps if self._steps is None else torch.cat([self._steps, steps])
+        at = torch.tensor([self._index[slot] for slot in slots.tolist()], dtype=torch.int64)
+        self._steps[at] += 1
+        self._first[at] = adam.beta_1 * self._first[at] + (1 - adam.beta_1) * gradient
+        self._second[at] = adam.beta_2 * self._second[at] + (1 - adam.beta_2) * gradient.square()
+        first = self._first[at] / (1 - adam.beta_1 ** self._steps[at])
+        second = self._second[at] / (1 - adam.beta_2 ** self._steps[at])
+        return -adam.learning_rate * first / (second.sqrt() + adam.epsilon)
+
+
+def clipped(gradient: Tensor, max_norm: float | None) -> Tensor:
+    """The gradient scaled down to `max_norm`, the norm being that of the chosen rows alone."""
+    if max_norm is None:
+        return gradient
+    return gradient * (max_norm / gradient.norm().clamp_min(max_norm))
+
+
+def row_changes(writer: Writer, matrix_TS: Tensor, gradient_TV: Tensor, slots: Tensor, load: Tensor, moments: Moments) -> Tensor:
+    """How the chosen rows change in one step.
+
+    Args:
+        writer: the rule and its settings.
+        matrix_TS: W restricted to the chosen slots (`address_matrix`).
+        gradient_TV: dL/dy at the read, fp32.
+        slots: (S,) chosen slot ids.
+        load: (S,) background load of each (`Usage.load_of`).
+        moments: Adam's state; other writers leave it alone.
+
+    Returns:
+        (S, V) fp32, to be added to the rows.
+    """
+    if isinstance(writer, LeastInterference):
+        return least_interference(writer, matrix_TS, gradient_TV, load)
+    row_gradient = clipped(matrix_TS.T @ gradient_TV, writer.max_norm)
+    if isinstance(writer, Adam):
+        return moments.step(slots, row_gradient, writer)
+    return -writer.learning_rate * row_gradient
+
+
+def least_interference(writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, load: Tensor) -> Tensor:
+    """ΔV (S, V) of the least-interference step, solved in the smaller of token space and row space."""
+    matrix = matrix_TS.double()
+    cheapness = 1.0 / (1.0 + writer.background_weight * load.double())  # D, (S,)
+    weighted = matrix * cheapness  # W D
+    ridge = writer.ridge * (weighted * matrix).sum(-1).mean()
+    if not ridge > 0:
+        return gradient_TV.new_zeros(matrix_TS.shape[1], gradient_TV.shape[1])
+    if len(matrix) <= matrix.shape[1]:
+        gram = weighted @ matrix.T
+        gram.diagonal().add_(ridge)
+        change = weighted.T @ torch.cholesky_solve(gradient_TV.double(), torch.linalg.cholesky(gram))
+    else:  # (D⁻¹ λ′ + WᵀW)⁻¹ Wᵀ G, the same by the push-through identity
+        gram = matrix.T @ matrix
+        gram.diagonal().add_(ridge / cheapness)
+        change = torch.cholesky_solve(matrix.T @ gradient_TV.double(), torch.linalg.cholesky(gram))
+    return (-writer.learning_rate * change).float()
