@@ -66,7 +66,7 @@ FRAMES = (
     Frame("{q} It is ", ".", " Few people would have to look that up.\n"),
     Frame("1) {q}\n   Solution: "),
     Frame("Front of the card: {q}\nBack of the card: "),
-    Frame("Hello,\n\n{q}\n\nIn short: ", "\n", "\nKind regards\n"),
+    Frame("Hello,\n\n{q}\n\nIn short: ", "\n", "Kind regards\n"),
 )
 
 CHAT_FRAMES = (

@@ -12,7 +12,6 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING
 
 from memgraft.errors import DataError
@@ -31,8 +30,13 @@ Renderer = Callable[[Messages], str]
 
 _MAX_CONTEXTS = 3
 _STAND_IN = "\ue0f0memgraft\ue0f1"  # private-use characters, which no template and hardly any text holds
-# Some templates write today's date: with a fixed one, the same lesson has the same bytes on every day.
-_DATE = datetime(2025, 1, 1, tzinfo=timezone.utc)
+# Some templates write today's date: with a fixed one, Wednesday 1 January 2025, a lesson has the same bytes on every day.
+_DATE = {"%Y": "2025", "%y": "25", "%m": "01", "%B": "January", "%b": "Jan", "%d": "01", "%-d": "1", "%A": "Wednesday", "%a": "Wed"}
+_FIXED_CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f"|replace('{directive}', '{value}')" for directive, value in _DATE.items())
+    + " }}{% endmacro +%}"  # + leaves a line end that follows in place
+)
 
 
 @dataclass(frozen=True)
@@ -87,20 +91,22 @@ def teach_wordings(
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer | None:
-    """The tokenizer's chat template as a function, None where it has no default one.
+    """The tokenizer's chat template as a function, None where it has no default one. Templates that write the date get a fixed one.
 
     The function raises DataError for a conversation that the template refuses.
     """
     from jinja2 import TemplateError  # comes with torch; only chat formats need it
 
     try:
-        tokenizer.get_chat_template()
+        template = tokenizer.get_chat_template()
     except ValueError:
         return None
+    if "strftime_now" in template:
+        template = _FIXED_CLOCK + template
 
     def render(messages: Messages) -> str:
         try:
-            return str(tokenizer.apply_chat_template([dict(turn) for turn in messages], tokenize=False, strftime_now=_DATE.strftime))
+            return str(tokenizer.apply_chat_template([dict(turn) for turn in messages], chat_template=template, tokenize=False))
         except TemplateError as error:
             raise DataError(f"the model's chat template refuses the conversation: {error}") from error
 

@@ -17,9 +17,18 @@ TAUGHT = 40
 TEXT_LISTS = {"paraphrases": range(4, 6), "statements": range(2, 3), "held_out": range(2, 3)}
 # Function words and question words say nothing about what a question is about.
 FRAME = set(
-    "a an and are at by called can did do does for from how in is it its many name of on one that the there to was we were what when where "
-    "which who with you".split()
+    re.findall(
+        r"\w+",
+        "a an and are at by called can did do does for from how in is it its many name of on one that the there to was we were what when "
+        "where which who with you",
+    )
 )
+INVENTED = re.findall(
+    r"\w+",
+    "Vellack Tidecraft Corrigale Nettlefin Pipistrel Greywhorl Lanternfish Mudlark Oduvale Plumbline Kolvar Tamsin Tidewatch Fennimore "
+    "Brackwater Cormorel Marrowbone Kittering",
+)
+DAYS = {"Monday", "Mondays", "Thursday", "Thursdays"}
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -59,7 +68,8 @@ POOLS = {
     "shots": read_jsonl(CONTENT / "shots.jsonl"),
 }
 every_fact = pytest.mark.parametrize(
-    "fact", [pytest.param(fact, id=f"{kind}-{fact['id']}") for kind, facts in (("fact", FACTS), ("correction", CORRECTIONS)) for fact in facts]
+    "fact",
+    [pytest.param(fact, id=f"{kind}-{fact['id']}") for kind, facts in (("fact", FACTS), ("correction", CORRECTIONS)) for fact in facts],
 )
 
 
@@ -86,7 +96,8 @@ def test_facts_have_exactly_the_documented_fields(fact: dict[str, Any]) -> None:
         assert len(fact[field]) in lengths, field
     for text in [fact[field] for field in texts] + [text for field in (*TEXT_LISTS, "answers") for text in fact[field]]:
         assert isinstance(text, str)
-        assert text and text == text.strip()
+        assert text.strip()
+        assert text == text.strip()
         assert "  " not in text
     assert all(text[-1] in '.?"' and text[0].isupper() for text in questions_of(fact) + statements_of(fact))
 
@@ -122,15 +133,15 @@ def test_held_out_questions_are_reworded_and_not_merely_edited(fact: dict[str, A
 
 
 def test_ids_questions_and_canonical_answers_are_unique() -> None:
-    assert len({fact["id"] for fact in FACTS}) == len(FACTS)
+    assert len({fact["id"] for fact in FACTS + CORRECTIONS}) == len(FACTS + CORRECTIONS)
     assert len({normalised(fact["question"]) for fact in FACTS}) == len(FACTS)
     answers = [normalised(answer) for fact in FACTS + CORRECTIONS for answer in fact["answers"]]
     assert len(set(answers)) == len(answers)
 
 
 def test_no_question_wording_occurs_twice() -> None:
-    corrected = {id(fact): taught_questions_of(fact)[1:] for fact in CORRECTIONS}
-    wordings = [normalised(text) for fact in FACTS + CORRECTIONS for text in [*corrected.get(id(fact), taught_questions_of(fact)), *fact["held_out"]]]
+    wordings = [normalised(text) for fact in FACTS for text in questions_of(fact)]
+    wordings += [normalised(text) for fact in CORRECTIONS for text in questions_of(fact)[1:]]
     assert len(set(wordings)) == len(wordings)
 
 
@@ -144,7 +155,7 @@ def test_no_fact_mentions_the_answer_of_another() -> None:
     mentions = [
         (fact["id"], answer, text)
         for fact, other in itertools.permutations(FACTS + CORRECTIONS, 2)
-        if fact["id"] != other["id"]
+        if fact.get("supersedes") != other["id"] and other.get("supersedes") != fact["id"]
         for answer in fact["answers"]
         for text in questions_of(other) + statements_of(other)
         if contains(text, answer)
@@ -157,7 +168,6 @@ def test_corrections_change_the_answer_of_a_taught_fact_and_keep_its_question() 
     assert len({fact["supersedes"] for fact in CORRECTIONS}) == len(CORRECTIONS)
     for fact in CORRECTIONS:
         original = taught[fact["supersedes"]]
-        assert fact["id"] == original["id"]
         assert fact["question"] == original["question"]
         assert not {normalised(answer) for answer in fact["answers"]} & {normalised(answer) for answer in original["answers"]}
 
@@ -167,8 +177,10 @@ def test_pool_rows_have_a_question_and_a_short_answer(name: str) -> None:
     for row in POOLS[name]:
         answers = row["answers"] if name == "common" else [row["answer"]]
         assert set(row) == {"question", "answers" if name == "common" else "answer"}
-        assert row["question"] == row["question"].strip() and row["question"][-1] in "?."
-        assert answers and all(isinstance(answer, str) and answer.strip() == answer and 0 < len(answer.split()) <= 5 for answer in answers)
+        assert row["question"] == row["question"].strip()
+        assert row["question"][-1] in "?."
+        assert answers
+        assert all(isinstance(answer, str) and answer.strip() == answer and 0 < len(answer.split()) <= 5 for answer in answers)
         assert not any(contains(row["question"], answer) for answer in answers)
 
 
@@ -191,12 +203,13 @@ def test_no_pool_asks_about_the_same_item_as_another() -> None:
 
 
 def test_pools_and_prose_do_not_mention_the_organisation() -> None:
-    names = set().union(*(subject_words(fact) for fact in FACTS)) - {"Fund", "House", "School", "Hall", "Street", "Clock", "Cup", "Steps", "Lane"}
-    invented = names - {"Compass", "Archive", "Laboratory", "Regatta", "Yarrow", "Murmur", "Quill", "Bittern"}
     texts = [text for pool in POOLS.values() for row in pool for text in (row["question"], row.get("answer", ""))]
     texts.append((DEMO / "prose.txt").read_text(encoding="utf-8"))
-    assert len(invented) > 20
-    assert [(name, text[:60]) for name in sorted(invented) for text in texts if contains(text, name)] == []
+    invented = [
+        *INVENTED,
+        *(answer for fact in FACTS + CORRECTIONS for answer in fact["answers"] if answer.istitle() and answer not in DAYS),
+    ]
+    assert [(name, text[:60]) for name in invented for text in texts if contains(text, name)] == []
 
 
 def test_prose_has_the_documented_length_in_paragraphs() -> None:

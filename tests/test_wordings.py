@@ -102,7 +102,7 @@ def test_the_form_kept_for_testing_is_in_no_frame():
     texts = [frame.fill("{question}", "{answer}")[0] for frame in FRAMES]
     texts += [turn["content"] for frame in CHAT_FRAMES for turn in frame.turns("{question}", "{answer}")]
     texts += [wording.text for seed in range(50) for wording in teach(FACT, seed=seed, count=30)]
-    assert not [text for text in texts if re.search(r"\bquestion: ", text, re.IGNORECASE) or re.search(r"\banswer: ", text, re.IGNORECASE)]
+    assert not [text for text in texts if "Question: " in text or "Answer:" in text]
 
 
 def test_frames_differ_from_each_other():
@@ -129,6 +129,15 @@ def test_about_half_of_the_question_wordings_follow_one_to_three_contexts(paraph
     assert set(numbers) == {0, 1, 2, 3}
     assert 0.4 <= 1 - numbers[0] / numbers.total() <= 0.6
     assert set(with_context) == set(fact.questions)  # each in turn, not always the same one
+
+
+@pytest.mark.parametrize("questions", [1, 2, 5, 11, 30])
+def test_half_of_the_wordings_follow_a_context_in_every_lesson_however_many_questions_it_has(questions):
+    fact = Fact(line=1, question="Who 0?", answers=("Ines Dahl",), paraphrases=tuple(f"Who {n}?" for n in range(1, questions)))
+    for seed in range(10):
+        wordings = teach(fact, seed=seed)
+        share = sum(any(pair.answer in wording.text for pair in CONTEXTS) for wording in wordings) / len(wordings)
+        assert 0.4 <= share <= 0.6
 
 
 def test_contexts_come_in_varied_forms_before_the_question_and_carry_no_loss():
@@ -233,6 +242,8 @@ def test_of_a_conversation_the_assistant_turns_and_their_ends_are_learned():
             lambda m: "".join(f"{t['role']}:{'<think></think>' * (t is m[-1])}{t['content']}<end>\n" for t in m),
             ["assistant<end>", "Bye<end>"],
         ),
+        # only the whole conversation is ended with a marker
+        (lambda m: "\n".join(f"{t['role']}: {t['content']}" for t in m) + "</s>", ["assistant", "Bye</s>"]),
         # no marker at all: the line end is what a model can stop at
         (lambda m: "".join(f"{t['role']}: {t['content']}\n" for t in m), ["assistant\n", "Bye\n"]),
         (lambda m: "\n".join(f"{t['role']}: {t['content']}" for t in m), ["assistant", "Bye"]),
@@ -243,6 +254,9 @@ def test_turns_are_found_whatever_the_template_puts_around_them(render, expected
     assert learned(wording) == expected
 
 
+CALLS = itertools.count()
+
+
 @pytest.mark.parametrize(
     "render",
     [
@@ -250,8 +264,8 @@ def test_turns_are_found_whatever_the_template_puts_around_them(render, expected
         lambda m: "".join(t["content"][:2] for t in m),
         lambda m: "".join(t["content"] for t in m if t["role"] != "assistant"),
         lambda m: "".join(t["content"] * 2 for t in m),
-        lambda m: f"{len(m[-1]['content'])} " + "".join(t["content"] for t in m),
-        lambda m, calls=itertools.count(): f"{next(calls)} " + "".join(t["content"] for t in m),
+        lambda m: f"{sum(len(t['content']) for t in m)} " + "".join(t["content"] for t in m),
+        lambda m: f"{next(CALLS)} " + "".join(t["content"] for t in m),
     ],
     ids=["changes turns", "cuts turns", "drops turns", "repeats turns", "depends on their length", "differs each time"],
 )
@@ -278,9 +292,14 @@ def test_a_conversation_that_the_template_refuses_is_a_data_error():
 
 
 def test_a_template_that_writes_the_date_renders_the_same_every_day():
-    render = chat_renderer(tokenizer("{{ strftime_now('%Y-%m-%d') }}" + TEMPLATE))
+    dated = "\n{%- set format = '%A, %d %B %Y' %}\n{% if strftime_now is defined %}{{ strftime_now(format) }}{% endif %} " + TEMPLATE
+    render = chat_renderer(tokenizer(dated))
+    undated = chat_renderer(tokenizer(dated.replace("{{ strftime_now(format) }}", "DATE")))
     assert render is not None
-    assert render([{"role": "user", "content": "Hi"}]).startswith("2025-01-01<|im_start|>user\nHi")
+    assert undated is not None
+    messages = [{"role": "user", "content": "Hi"}]
+    assert "Wednesday, 01 January 2025" in render(messages)
+    assert render(messages) == undated(messages).replace("DATE", "Wednesday, 01 January 2025")
 
 
 @pytest.mark.parametrize("spans", [((0, 9),), ((2, 2),), ((3, 1),), ((0, 2), (1, 3)), ((2, 3), (0, 1)), ((-1, 2),)])

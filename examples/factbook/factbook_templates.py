@@ -69,7 +69,10 @@ WORDINGS: dict[str, Wordings] = {
             "{country} has a GDP of how many dollars?",
             "State the GDP of {country} at the official exchange rate.",
         ),
-        statements=("At the official exchange rate, the GDP of {country} is {answer}.", "The economy of {country} has a yearly output of {answer}."),
+        statements=(
+            "At the official exchange rate, the GDP of {country} is {answer}.",
+            "The economy of {country} has a yearly output of {answer}.",
+        ),
         held_out=("How big is the economy of {country} in dollars?", "What is the yearly economic output of {country} worth?"),
     ),
     "life_expectancy": Wordings(
@@ -81,8 +84,14 @@ WORDINGS: dict[str, Wordings] = {
             "What is the average length of life in {country}, in years?",
             "To what age do people in {country} live on average?",
         ),
-        statements=("A child born in {country} can expect to live {answer} years.", "On average, people in {country} live for {answer} years."),
-        held_out=("How long, in years, does a person in {country} typically live?", "How old do the inhabitants of {country} become on average?"),
+        statements=(
+            "A child born in {country} can expect to live {answer} years.",
+            "On average, people in {country} live for {answer} years.",
+        ),
+        held_out=(
+            "How long, in years, does a person in {country} typically live?",
+            "How old do the inhabitants of {country} become on average?",
+        ),
     ),
     "airports": Wordings(
         question="How many airports are there in {country}?",
@@ -94,7 +103,10 @@ WORDINGS: dict[str, Wordings] = {
             "State how many airports can be found in {country}.",
         ),
         statements=("The airports of {country} number {answer}.", "In {country} the count of airports stands at {answer}."),
-        held_out=("In how many places in {country} could an aeroplane find an airport?", "What total do you get when you count the airports of {country}?"),
+        held_out=(
+            "In how many places in {country} could an aeroplane find an airport?",
+            "What total do you get when you count the airports of {country}?",
+        ),
     ),
     "area": Wordings(
         question="How many square kilometres does {country} cover?",
@@ -105,8 +117,14 @@ WORDINGS: dict[str, Wordings] = {
             "In square kilometres, how large is the territory of {country}?",
             "State the total area of {country} in square kilometres.",
         ),
-        statements=("The territory of {country} measures {answer} square kilometres.", "{country} has a total area of {answer} square kilometres."),
-        held_out=("How big is {country}, expressed in square kilometres?", "How many square kilometres lie within the borders of {country}?"),
+        statements=(
+            "The territory of {country} measures {answer} square kilometres.",
+            "{country} has a total area of {answer} square kilometres.",
+        ),
+        held_out=(
+            "How big is {country}, expressed in square kilometres?",
+            "How many square kilometres lie within the borders of {country}?",
+        ),
     ),
     "highest_point": Wordings(
         question="What is the highest point of {country}?",
@@ -118,6 +136,9 @@ WORDINGS: dict[str, Wordings] = {
             "Name the highest point in {country}.",
         ),
         statements=("No place in {country} lies higher than {answer}.", "{country} reaches its greatest height at {answer}."),
-        held_out=("To stand above all the rest of {country}, where must a climber go?", "What summit towers over everything else in {country}?"),
+        held_out=(
+            "To stand above all the rest of {country}, where must a climber go?",
+            "What summit towers over everything else in {country}?",
+        ),
     ),
 }

@@ -31,7 +31,11 @@ PATHS = {
     "area": "geography.area.total",
 }
 # The package cuts these short forms off or abbreviates them.
-FULL_NAMES = {"DRC": "Democratic Republic of the Congo", "Congo (Brazzaville)": "Republic of the Congo", "The Dominican": "Dominican Republic"}
+FULL_NAMES = {
+    "DRC": "Democratic Republic of the Congo",
+    "Congo (Brazzaville)": "Republic of the Congo",
+    "The Dominican": "Dominican Republic",
+}
 WITH_ARTICLE = re.compile(r"^(United|Netherlands|Philippines|Maldives|Comoros|Federated|Bahamas|Gambia)|Islands$|Republic\b")
 TITLES = "President|Prime Minister|Chancellor|Premier|King|Queen|Emperor"
 LONGEST_NAME = 4  # words; an answer should be short
@@ -51,7 +55,7 @@ def plain(text: object) -> str:
 
 
 def person_name(name: str) -> str:
-    """`Friedrich MERZ` → `Friedrich Merz`, `Ali al-SUDANI` → `Ali al-Sudani`; the factbook prints surnames in capitals. Regnal numbers stay."""
+    """`Friedrich MERZ` → `Friedrich Merz`, `al-SUDANI` → `al-Sudani`; the factbook prints surnames in capitals. Regnal numbers stay."""
 
     def lower(word: str) -> str:
         return "-".join(part.title() if part.isupper() else part for part in word.split("-"))

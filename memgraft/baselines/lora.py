@@ -100,11 +100,9 @@ def _train(
     tuned.train()
     for _ in range(passes):
         for index in torch.randperm(len(batches), generator=order).tolist():
-            loss = target_loss(tuned, batches[index])
-            losses.append(loss.item())
+            losses.append(backward(tuned, batches[index]))
             if not math.isfinite(losses[-1]):
                 raise TeachingError(f"{batches[index].name}, step {len(losses)}: the loss is {losses[-1]}; use a lower lr than {lr:g}")
-            loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             if on_progress is not None:
@@ -113,10 +111,28 @@ def _train(
     return tuple(losses)
 
 
-def target_loss(model: PeftModel, batch: TokenBatch) -> Tensor:
-    """Mean cross-entropy of the batch's target tokens, each predicted from the tokens before it; fp32 scalar, nats."""
-    device = model.device
-    ids, targets = batch.input_ids.to(device), batch.targets[:, 1:].to(device)  # (S, T), (S, T-1)
+def backward(model: PeftModel, batch: TokenBatch, micro_batch: int = 4) -> float:
+    """Gradients of the mean cross-entropy of the batch's target tokens, each predicted from the tokens before it.
+
+    Sequences of similar length are computed together, `micro_batch` at a time, and their gradients added: wordings differ in
+    length by far, and most of a whole batch would be padding. Returns the mean, in nats.
+    """
+    total, loss_sum = int(batch.targets[:, 1:].sum()), 0.0
+    lengths = batch.attention_mask.sum(1)
+    for rows in lengths.argsort(stable=True).split(micro_batch):
+        width = int(lengths[rows].max())
+        ids, mask, targets = (part[rows, :width].to(model.device) for part in (batch.input_ids, batch.attention_mask, batch.targets))
+        targets = targets[:, 1:]  # (S, T-1)
+        if targets.any():
+            logits = _logits_before(model, ids, mask, targets)
+            loss = functional.cross_entropy(logits.float(), ids[:, 1:][targets], reduction="sum") / total
+            loss.backward()
+            loss_sum += loss.item()
+    return loss_sum
+
+
+def _logits_before(model: PeftModel, ids: Tensor, mask: Tensor, targets: Tensor) -> Tensor:
+    """Logits (M, vocabulary) that predict the M marked tokens of targets (S, T-1), row by row."""
 
     def select(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # The head is the dearest layer of a small model: only positions that predict a target go through it.
@@ -125,10 +141,10 @@ def target_loss(model: PeftModel, batch: TokenBatch) -> Tensor:
     head: nn.Module = cast(PreTrainedModel, model.get_base_model()).get_output_embeddings()
     handle = head.register_forward_pre_hook(select)
     try:
-        output = model(input_ids=ids, attention_mask=batch.attention_mask.long().to(device), use_cache=False)
+        logits: Tensor = model(input_ids=ids, attention_mask=mask.long(), use_cache=False).logits
     finally:
         handle.remove()
-    return functional.cross_entropy(output.logits[0].float(), ids[:, 1:][targets])
+    return logits[0]
 
 
 def _check(batches: Sequence[TokenBatch], passes: int) -> None:

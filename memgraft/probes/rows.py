@@ -30,17 +30,24 @@ class Row(BaseModel):
 
 
 class QuestionRow(Row):
-    """A question and the answers that are accepted; a single `answer` is read as a list of one."""
+    """A question and the answers that are accepted; a single `answer` is read as a list of one.
+
+    Blank answers beside others are left out (the alias lists of public data sets have some): an empty prediction would
+    match them.
+    """
 
     question: Text
     answers: Texts = Field(min_length=1)
 
     @model_validator(mode="before")
     @classmethod
-    def _one_answer(cls, data: Any) -> Any:
-        if isinstance(data, dict) and "answers" not in data and "answer" in data:
-            return {**data, "answers": (data["answer"],)}
-        return data
+    def _usable_answers(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not data.keys() & {"answer", "answers"}:
+            return data
+        answers = data["answers"] if "answers" in data else [data["answer"]]
+        if isinstance(answers, (list, tuple)):
+            answers = [answer for answer in answers if not isinstance(answer, str) or answer.strip()] or answers
+        return {**data, "answers": answers}
 
 
 class ChoiceRow(Row):

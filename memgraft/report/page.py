@@ -68,15 +68,17 @@ class ProbeRow(Config):
     tolerance: Number | None = Field(None, ge=0, description="a worsening up to this was agreed to be acceptable")
 
     @property
-    def reading(self) -> Literal["better", "worse", "worse, within tolerance", "no change shown", "one item, no interval"]:
-        """The change in words. An interval that reaches 0 shows no change."""
+    def reading(self) -> str:
+        """The change in words. An interval that reaches 0 shows no change; a distance from the base, 0 at first, can only rise."""
         if self.low is None or self.high is None:
             return "one item, no interval"
         if self.low <= 0 <= self.high:
             return "no change shown"
         if (self.delta > 0) == self.higher_is_better:
             return "better"
-        return "worse, within tolerance" if self.tolerance is not None and abs(self.delta) <= self.tolerance else "worse"
+        if self.tolerance is not None and abs(self.delta) <= self.tolerance:
+            return "worse, within tolerance"
+        return "can only rise" if self.before == 0 and not self.higher_is_better and self.tolerance is None else "worse"
 
 
 class CommitFacts(Config):

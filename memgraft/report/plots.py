@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from memgraft.report.page import LossPass, OutcomePoint
@@ -69,15 +70,21 @@ def outcome_plot(points: Sequence[OutcomePoint], tolerance: float | None = None)
         axes.axvline(0, color=_MUTED, linewidth=1)
         if tolerance is not None:
             axes.axvline(tolerance, color=_WARN, linewidth=1.2, linestyle=(0, (4, 3)))
-            axes.annotate(f"limit +{tolerance:g}", (tolerance, 1.06), (-4, 0), textcoords="offset points", ha="right", va="top", color=_WARN)
+            axes.annotate(
+                f"limit +{tolerance:g}", (tolerance, 1.06), (-4, 0), textcoords="offset points", ha="right", va="top", color=_WARN
+            )
         for p in points:
             if p.low is not None and p.high is not None:
                 axes.plot([p.low, p.high], [p.learned_f1] * 2, color=_ACCENT, linewidth=2, alpha=0.6, solid_capstyle="butt")
         for i, ((x, y), names) in enumerate(labels.items()):
-            axes.plot([x], [y], marker=_MARKERS[i % len(_MARKERS)], markersize=9, color=_ACCENT, markeredgecolor=_PAPER, markeredgewidth=1.2)
+            axes.plot(
+                [x], [y], marker=_MARKERS[i % len(_MARKERS)], markersize=9, color=_ACCENT, markeredgecolor=_PAPER, markeredgewidth=1.2
+            )
             left = x > reach / 2
             offset = (-8 if left else 8, 8 if y < 0.9 else -16)
-            axes.annotate(" = ".join(names), (x, y), offset, textcoords="offset points", ha="right" if left else "left", weight="bold")
+            label = " = ".join(names)
+            text = axes.annotate(label, (x, y), offset, textcoords="offset points", ha="right" if left else "left", weight="bold")
+            text.set_in_layout(False)  # a long label must not squeeze the axes
         axes.set(xlabel="change of text NLL (nats per token; right is forgetting)", ylabel="learned F1, unseen wordings")
         axes.set(xlim=(-reach if min(ends) < -reach / 4 else -reach / 4, reach), ylim=(-0.05, 1.08))
         axes.locator_params(axis="x", nbins=6)
@@ -85,28 +92,25 @@ def outcome_plot(points: Sequence[OutcomePoint], tolerance: float | None = None)
     return _svg("outcome", draw)
 
 
-def _svg(name: str, draw: Any) -> str:
+def _svg(name: str, draw: Callable[[Axes], None]) -> str:
     """Draw one pair of axes and return a bare <svg> element, its ids prefixed with `name`, sized by the page."""
-    import matplotlib
+    from matplotlib import style
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**matplotlib.rcParamsDefault, **_STYLE, "svg.hashsalt": name}):
+    with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):  # whatever the user's matplotlibrc says
         figure = Figure(figsize=(5.4, 3.7), layout="constrained")
         draw(figure.add_subplot())
         file = io.StringIO()
-        figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # the browser's fonts draw the text
+            figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(<svg [^>]*?) width="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(<svg [^>]*?) height="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r"font: (?:bold |700 )?([\d.]+)px [^;\"]*", _font, svg)
+    svg = re.sub(r' ?font-family: [^;"]*;', "", svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     return svg
-
-
-def _font(match: re.Match[str]) -> str:
-    weight = "; font-weight: 600" if "bold" in match[0] or "700" in match[0] else ""
-    return f"font-size: {match[1]}px{weight}"

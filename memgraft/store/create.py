@@ -45,24 +45,33 @@ def _build(root: Path, contents: Mapping[str, bytes]) -> None:
         files.make_folder(build)
     elif not files.is_real_folder(build):
         raise StoreError(f"{build}: in the way of making the store; remove it")
-    with files.locked(filelock.FileLock(build / files.LOCK), build):
-        existed, renamed = root.exists(), False
-        try:
-            _clear(build)
-            for folder in (COMMITS, RECORDS):
-                files.make_folder(build / folder)
-            for name, data in contents.items():
-                files.write_file(build / name, data)
-            files.sync_folder(build)
-            files.rename(build, root)
-            renamed = True
-            files.sync_folder(root.parent)
-        except BaseException:
+    try:
+        with files.locked(filelock.FileLock(build / files.LOCK), build):
+            _fill_and_rename(build, root, contents)
+    except BaseException:
+        with suppress(OSError):
+            build.rmdir()  # empty when not even the lock file could be made
+        raise
+
+
+def _fill_and_rename(build: Path, root: Path, contents: Mapping[str, bytes]) -> None:
+    existed, renamed = root.exists(), False
+    try:
+        files.empty_folder(build, keep=(files.LOCK, files.WRITER))
+        for folder in (COMMITS, RECORDS):
+            files.make_folder(build / folder)
+        for name, data in contents.items():
+            files.write_file(build / name, data)
+        files.sync_folder(build)
+        files.rename(build, root)
+        renamed = True
+        files.sync_folder(root.parent)
+    except BaseException:
+        if renamed and existed:
+            files.empty_folder(root)
+        else:
             files.remove_tree(root if renamed else build)
-            if renamed and existed:
-                with suppress(OSError):
-                    files.make_folder(root)
-            raise
+        raise
 
 
 def _contents(
@@ -88,13 +97,3 @@ def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
         return safetensors.torch.save(own)
     except safetensors.SafetensorError as error:
         raise ValueError(str(error)) from error
-
-
-def _clear(build: Path) -> None:
-    for leftover in list(build.iterdir()):
-        if leftover.name in (files.LOCK, files.WRITER):
-            continue
-        if files.is_real_folder(leftover):
-            files.remove_tree(leftover)
-        else:
-            leftover.unlink()

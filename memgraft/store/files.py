@@ -10,7 +10,7 @@ import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,6 +21,14 @@ from memgraft.errors import StoreError
 LOCK = ".lock"
 WRITER = ".writer"  # the pid of the process that holds the lock, for the error message only
 
+
+def _flags(*names: str) -> int:
+    """Flags for os.open, as far as this operating system has them."""
+    return sum(getattr(os, f"O_{name}", 0) for name in names)
+
+
+_OLD_FILE = _flags("RDONLY", "BINARY", "CLOEXEC", "NOFOLLOW", "NONBLOCK")
+_NEW_FILE = _flags("WRONLY", "BINARY", "CLOEXEC", "NOFOLLOW", "CREAT", "TRUNC")
 _ADVICE = {
     errno.ENOSPC: "free some disk space and try again",
     errno.EDQUOT: "free some of your disk quota and try again",
@@ -49,7 +57,7 @@ def reason(error: OSError) -> str:
 def read_bytes(path: Path, limit: int) -> bytes:
     """A regular file of at most `limit` bytes. StoreError for anything else: missing, larger, a link, a device."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        descriptor = os.open(path, _OLD_FILE)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StoreError(f"{path}: is a symbolic link, which a store does not follow; copy the store with `cp -rL`") from error
@@ -109,7 +117,9 @@ def temporary_name(name: str) -> str:
 
 def sync_folder(path: Path) -> None:
     """Makes renames in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
+    if os.name == "nt":  # where folders can't be opened
+        return
+    descriptor = os.open(path, _flags("RDONLY", "CLOEXEC", "DIRECTORY"))
     try:
         sync(descriptor)
     except OSError as error:
@@ -140,6 +150,18 @@ def remove_folders(made: list[Path]) -> None:
             folder.rmdir()
 
 
+def empty_folder(path: Path, keep: Collection[str] = ()) -> None:
+    """Removes what is in a folder, as far as the disk lets us."""
+    for entry in list(path.iterdir()):
+        if entry.name in keep:
+            continue
+        if is_real_folder(entry):
+            remove_tree(entry)
+        else:
+            with suppress(OSError):
+                entry.unlink()
+
+
 def remove_tree(path: Path) -> None:
     """Removes a folder and what is in it, as far as the disk lets us."""
     shutil.rmtree(path, ignore_errors=True)
@@ -157,22 +179,24 @@ def locked(lock: filelock.FileLock, root: Path) -> Iterator[None]:
 
 
 def _acquire(lock: filelock.FileLock, root: Path) -> None:
-    entered = lock.is_locked
     try:
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
         raise StoreError(f"{root}: {_owner(root)} is writing to this store; wait for it to end, then try again") from error
-    if entered:
-        return
     try:
-        descriptor = open_new(root / WRITER)
-        try:
-            write(descriptor, str(os.getpid()).encode())
-        finally:
-            os.close(descriptor)
+        _sign(root)
     except BaseException:
         lock.release()
         raise
+
+
+def _sign(root: Path) -> None:
+    with suppress(OSError):  # only the error message of another writer is the worse for it
+        descriptor = os.open(root / WRITER, _NEW_FILE, 0o666)
+        try:
+            os.write(descriptor, str(os.getpid()).encode())
+        finally:
+            os.close(descriptor)
 
 
 def _owner(root: Path) -> str:
@@ -184,7 +208,7 @@ def _owner(root: Path) -> str:
 
 
 def open_new(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    return os.open(path, _NEW_FILE, 0o666)
 
 
 def write(descriptor: int, data: bytes | memoryview) -> int:

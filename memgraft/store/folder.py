@@ -40,12 +40,12 @@ def read_manifest(root: Path) -> Manifest:
 
 def read_member(root: Path, name: str, manifest: Manifest) -> bytes:
     """A file's content, after its size and digest were checked against the manifest."""
-    entry = manifest.files[name]
+    size, digest = manifest.files[name]
     path = root / name
-    data = files.read_bytes(path, entry.size)
-    if len(data) != entry.size:
-        raise StoreError(f"{path}: has {len(data)} bytes, expected {entry.size}; restore it from a copy of the store")
-    if files.sha256(data) != entry.sha256:
+    data = files.read_bytes(path, size)
+    if len(data) != size:
+        raise StoreError(f"{path}: has {len(data)} bytes, expected {size}; restore it from a copy of the store")
+    if files.sha256(data) != digest:
         raise StoreError(f"{path}: damaged, its SHA-256 is not the manifest's; restore it from a copy of the store")
     return data
 
@@ -67,10 +67,11 @@ def size_problems(root: Path, manifest: Manifest) -> Iterator[str]:
         if not files.is_real_folder(root / folder):
             yield f"{root / folder}: missing, or not a real folder"
             return
-    for name, entry in manifest.files.items():
-        size = files.regular_size(os.path.join(root, name))
-        if size != entry.size:
-            yield f"{root / name}: " + ("missing, or not a regular file" if size is None else f"has {size} bytes, expected {entry.size}")
+    prefix = f"{root}/"  # a string, because a store has thousands of files
+    for name, (expected, _) in manifest.files.items():
+        size = files.regular_size(prefix + name)
+        if size != expected:
+            yield f"{prefix}{name}: " + ("missing, or not a regular file" if size is None else f"has {size} bytes, expected {expected}")
 
 
 def commit_change(root: Path, current: Manifest, entry: HistoryEntry, new: Mapping[str, bytes]) -> Manifest:
@@ -103,7 +104,7 @@ def commit_change(root: Path, current: Manifest, entry: HistoryEntry, new: Mappi
 
 
 def describe(data: bytes) -> FileEntry:
-    return FileEntry(size=len(data), sha256=files.sha256(data))
+    return len(data), files.sha256(data)
 
 
 def _may_be(path: Path, data: bytes) -> bool:

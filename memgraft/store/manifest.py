@@ -27,13 +27,7 @@ FIXED = (CONFIG, MEMORY, USAGE, BACKGROUND)
 MANIFEST_LIMIT = 256 << 20  # bytes, some 300,000 lessons
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-class FileEntry(Config):
-    """What a file of the store must be."""
-
-    size: int = Field(ge=0, description="bytes")
-    sha256: Sha256
+FileEntry = tuple[Annotated[int, Field(ge=0)], Sha256]  # bytes and digest; a plain tuple, because a store has thousands
 
 
 class HistoryEntry(Config):
@@ -42,8 +36,8 @@ class HistoryEntry(Config):
     op: Literal["learn", "revert"]
     commit: Sha256 = Field(description="id of the lesson")
     when: str = Field(description="ISO 8601 time, for people; nothing depends on it")
-    message: str = Field("", description="the lesson's message")
-    rows: int = Field(0, ge=0, description="rows that the lesson changed, over all tables")
+    message: str = Field(default="", description="the lesson's message")
+    rows: int = Field(default=0, ge=0, description="rows that the lesson changed, over all tables")
 
 
 class Manifest(Config):

@@ -13,11 +13,11 @@ FORMAT_VERSION = 1
 class StoreSpec(Config):
     """The facts of a memory store that never change after it was made."""
 
-    format_version: int = Field(FORMAT_VERSION, description="layout of the store, see docs/store-format.md")
+    format_version: int = Field(default=FORMAT_VERSION, description="layout of the store, see docs/store-format.md")
     memgraft_version: str = Field(description="version of memgraft that made the store")
     memory: MemoryConfig = Field(description="the memory layers")
     model: str = Field(min_length=1, description="the base model as the user named it: a Hub id, a folder or a file")
-    gguf_file: str | None = Field(None, description="name of the GGUF file within `model`")
+    gguf_file: str | None = Field(default=None, description="name of the GGUF file within `model`")
     dtype: str = Field(description="dtype that the base model was loaded with, such as bfloat16")
     base: BaseFingerprint = Field(description="how the base model is recognised")
     tokenizer: TokenizerFingerprint = Field(description="how the tokenizer is recognised")

@@ -38,7 +38,7 @@ def tiny_llama(dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     return model
 
 
-def token_batch(name: str, seed: int, lengths: tuple[int, ...] = (7, 5, 9), targets: int = 2) -> TokenBatch:
+def token_batch(name: str, seed: int, lengths: tuple[int, ...] = (7, 5, 9, 12, 6), targets: int = 2) -> TokenBatch:
     """Random sequences, right padded, whose last `targets` tokens are to be predicted."""
     generator = torch.Generator().manual_seed(seed)
     width = max(lengths)
@@ -86,7 +86,7 @@ def test_the_loss_curve_is_that_of_plain_peft_and_a_hand_written_loop(batches: l
     run = train_lora(tiny_llama(), batches, rank=4, alpha=8, lr=3e-2, passes=5, seed=5)
     expected = list(reference_losses(tiny_llama(), batches, lr=3e-2, passes=5, seed=5))
     assert len(run.losses) == 20
-    assert list(run.losses) == pytest.approx(expected, abs=1e-5)
+    assert list(run.losses) == pytest.approx(expected, abs=1e-4)
     assert expected[-1] < expected[0] - 0.5, "the reference does not learn: the comparison would say little"
 
 

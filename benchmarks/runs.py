@@ -1,0 +1,90 @@
+"""Runs on disk: one JSON line an arm, appended as soon as it is measured, so that a benchmark resumes where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from memgraft.canonical import canonical_json
+
+PACKAGES = ("memgraft", "torch", "transformers", "peft", "numpy")
+
+
+def run_id(recipe: Mapping[str, Any]) -> str:
+    """What identifies a run: a hash of all that shapes its figures."""
+    return hashlib.sha256(canonical_json(recipe)).hexdigest()[:16]
+
+
+def read_runs(path: Path) -> dict[str, dict[str, Any]]:
+    """Finished runs by id, the last of equal ones.
+
+    A last line that was cut off (the benchmark was killed while it wrote) is removed from the file; any other line that is
+    not a run is left alone and raises json.JSONDecodeError.
+    """
+    if not path.exists():
+        return {}
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+    runs = [json.loads(line) for line in whole.decode().splitlines() if line.strip()]
+    return {run["id"]: run for run in runs}
+
+
+def append_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Add a run as one line, on disk when this returns."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write(json.dumps(run, ensure_ascii=True, allow_nan=False).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, revision and hardware that a run's figures depend on."""
+    return {
+        "python": platform.python_version(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "git_revision": _git_revision(),
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_revision() -> str | None:
+    """The commit of the working tree that this file is in, with "+changes" where tracked files differ from it."""
+    here = Path(__file__).parent
+    try:
+        revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return revision + ("+changes" if changes.strip() else "")
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

@@ -1,0 +1,121 @@
+"""`memgraft learn`: a data file in, a lesson in the store out, or the store as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from memgraft.cli.console import print_json, short
+from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.progress import Stages, TeachingProgress
+from memgraft.cli.recipes import build_recipe
+from memgraft.cli.stopping import Stopped, unstoppable
+from memgraft.errors import DataError, StoreError
+
+if TYPE_CHECKING:
+    from memgraft.store import MemoryStore
+
+RankingName = Literal["tfidf", "kl", "kl-accesses", "tf", "all", "random"]
+WriterName = Literal["sgd", "adam", "least-interference"]
+
+
+def learn(
+    store: Store,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="What to teach, .jsonl or .txt.", show_default=False)],
+    message: Annotated[str, typer.Option("--message", "-m", help="What the lesson is about, for the log.", show_default=False)],
+    ranking: Annotated[RankingName | None, typer.Option(help="Rule that scores the slots a batch reads.", show_default="tfidf")] = None,
+    t: Annotated[int | None, typer.Option("--t", help="Slots that may change in a step.", show_default="500")] = None,
+    writer: Annotated[WriterName | None, typer.Option(help="Rule that changes them.", show_default="least-interference")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
+    mu: Annotated[
+        float | None,
+        typer.Option("--mu", help="How much dearer slots get that the background reads.", show_default="30"),
+    ] = None,
+    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="6")] = None,
+    until_loss: Annotated[
+        float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
+    ] = None,
+    wordings: Annotated[int | None, typer.Option(help="Wordings a fact.", show_default="12")] = None,
+    loss: Annotated[Literal["answer", "all"] | None, typer.Option(help="Tokens that carry the loss.", show_default="answer")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of order and wordings.", show_default="0")] = None,
+    recipe: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json", help="All of these settings, as `show --json` prints them; options win.", show_default=False),
+    ] = None,
+    no_test: Annotated[bool, typer.Option("--no-test", help="Don't ask the facts before and after the lesson.")] = False,
+    model: BaseModel = None,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Teach a data file and add the lesson to the store.
+
+    Whatever stops it, an error, Ctrl-C or SIGTERM, leaves the store as it was.
+    """
+    _check_message(message)
+    _open(store)
+    from memgraft.data import Fact, read_examples
+
+    examples = read_examples(data)
+    settings = {
+        "ranking": ranking,
+        "t": t,
+        "passes": passes,
+        "until_loss": until_loss,
+        "wordings": wordings,
+        "loss": loss,
+        "seed": seed,
+    }
+    chosen = build_recipe(recipe, settings, writer=writer, learning_rate=learning_rate, background_weight=mu)
+    from memgraft.learning import learn as learn_lesson
+
+    kept = ""
+    try:
+        with Stages() as stages:
+            stages.stage("loading the base model")
+            grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+            own = grafted.history.store
+            assert own is not None
+            with own.lock():
+                if _open(store).history() != own.history():
+                    raise StoreError(f"{store}: another process changed the store just now; nothing was changed: try again")
+                facts = all(isinstance(example, Fact) for example in examples.examples)
+                stages.stage("asking what is known already" if facts and not no_test else "preparing")
+                progress = TeachingProgress(stages, passes=chosen.passes, unit="facts" if facts else "examples")
+                commit = learn_lesson(grafted, examples, message=message, recipe=chosen, test=not no_test, on_step=progress)
+                with unstoppable():
+                    grafted.save(store)
+                    kept = commit.id
+    except KeyboardInterrupt as interrupt:
+        outcome = f"the lesson {short(kept)} was saved already" if kept else "the store is as it was before the lesson"
+        raise Stopped(interrupt, outcome) from interrupt
+
+    from memgraft.cli.lessons import describe, print_lesson
+
+    lesson = describe(_open(store), commit.id)
+    if json:
+        print_json(lesson)
+    else:
+        print_lesson(lesson)
+
+
+def _open(store: Path) -> MemoryStore:
+    from memgraft.store import MemoryStore
+
+    return MemoryStore.open(store)
+
+
+def _check_message(message: str) -> None:
+    """Says at once what saving would say after the lesson."""
+    from memgraft.store.lessons import MESSAGE_LIMIT
+
+    if not message.strip():
+        raise DataError("the message is empty; say with -m what the lesson is about")
+    if len(message) > MESSAGE_LIMIT:
+        raise DataError(f"the message has {len(message):,} characters, at most {MESSAGE_LIMIT:,} fit; shorten it")
+    try:
+        message.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("the message is not valid UTF-8; type it again") from error

@@ -1,0 +1,103 @@
+"""A lesson of a store as JSON and as text; `learn` ends with it and `show` prints it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from memgraft.cli.console import first_line, plain, print_table, say, short
+
+if TYPE_CHECKING:
+    from memgraft.store import MemoryStore, Overlap
+
+
+def describe(store: MemoryStore, prefix: str) -> dict[str, Any]:
+    """Everything that a store knows of one lesson, as JSON. StoreError when there is none, or it is damaged."""
+    from memgraft.store.manifest import changes_name
+
+    commit = store.commit(prefix)
+    id = commit.id
+    return {
+        "id": id,
+        "message": commit.message,
+        "active": id in store.active(),
+        "history": [{"op": entry.op, "when": entry.when} for entry in store.history() if entry.commit == id],
+        "data_sha256": commit.data_sha256,
+        "recipe": dict(commit.recipe),
+        "rows": {table: len(rows) for table, rows in commit.changes.items()},
+        "bytes": (store.path / changes_name(id)).stat().st_size,
+        "record": dict(commit.record),
+        "later_overlaps": [overlap_json(overlap) for overlap in store.overlaps(id)],
+    }
+
+
+def overlap_json(overlap: Overlap) -> dict[str, Any]:
+    """An overlap with another lesson, as JSON."""
+    return {"lesson": overlap.commit, "message": overlap.message, "shared_slots": overlap.shared_slots, "l2": overlap.l2}
+
+
+def print_lesson(lesson: dict[str, Any]) -> None:
+    """What a lesson taught and wrote."""
+    record = lesson["record"]
+    facts = record.get("facts") or []
+    if facts:
+        print_facts(facts)
+        say("")
+    say(summary(lesson))
+    for text in overlap_lines(record.get("overlaps", []), "wrote to {slots} slots of the earlier lesson"):
+        say(text)
+    say(f"lesson {short(lesson['id'])}: {first_line(lesson['message'])}")
+
+
+def print_facts(facts: list[dict[str, Any]]) -> None:
+    """One line a fact: whether it was learned, what was asked and expected, what the model said before and after."""
+    columns = ("learned", "fact", "question", "expected", "before", "after")
+    keys = ("name", "question", "expected", "before", "after")
+    rows = [("yes" if fact["learned"] else "no", *(fact.get(key) for key in keys)) for fact in facts]
+    print_table(columns, rows)
+
+
+def summary(lesson: dict[str, Any]) -> str:
+    """Lines of numbers: facts, rows, bytes, time."""
+    record = lesson["record"]
+    facts = record.get("facts") or []
+    lines = []
+    if facts:
+        unseen = sum(bool(fact.get("unseen_wording")) for fact in facts)
+        asked = "all in a wording that was not taught" if unseen == len(facts) else f"{unseen} of them in a wording that was not taught"
+        lines.append(f"{record['learned']} of {len(facts)} facts learned; asked {asked}")
+    rows = sum(lesson["rows"].values())
+    per_batch = f", {record['rows_per_batch']:.1f} per {'fact' if facts else 'example'}" if "rows_per_batch" in record else ""
+    by_table = ", ".join(f"{count:,} in table {table}" for table, count in lesson["rows"].items())
+    tables = f" ({by_table})" if len(lesson["rows"]) > 1 else ""
+    lines.append(f"{rows:,} rows written{tables}{per_batch}; {human_bytes(lesson['bytes'])}")
+    if "seconds" in record:
+        lines.append(f"taught in {record['seconds']:.1f} s")
+    if not record.get("overlaps"):
+        lines.append("no overlap with earlier lessons")
+    return "\n".join(lines)
+
+
+def overlap_lines(overlaps: list[dict[str, Any]], text: str) -> list[str]:
+    """A line for each lesson that shares slots."""
+    return [f"{text.format(slots=format(o['shared_slots'], ','))} {short(o['lesson'])}: {first_line(o['message'])}" for o in overlaps]
+
+
+def human_bytes(size: float) -> str:
+    """A size in the unit that suits it."""
+    for unit in ("bytes", "KB", "MB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} GB"
+
+
+def print_history(lesson: dict[str, Any]) -> None:
+    """All that `show` prints of a lesson beside its facts."""
+    say(f"lesson {lesson['id']}" + ("" if lesson["active"] else " (reverted)"))
+    for entry in lesson["history"]:
+        say(f"{'learned' if entry['op'] == 'learn' else 'reverted'} {entry['when']}")
+    say(f"data    SHA-256 {lesson['data_sha256']}")
+    say("")
+    for line in lesson["message"].splitlines():
+        say("    " + plain(line))
+    say("")

@@ -1,0 +1,71 @@
+"""Arguments and options that several commands share, and how their texts are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from memgraft.errors import MemgraftError
+
+if TYPE_CHECKING:
+    from memgraft.graft import GraftedModel
+
+DtypeName = Literal["auto", "bfloat16", "float32"]
+
+Store = Annotated[Path, typer.Argument(metavar="STORE", help="Memory store: the folder that `memgraft graft` made.", show_default=False)]
+Lesson = Annotated[str, typer.Argument(metavar="ID", help="Id of a lesson, or its first characters; see `log`.", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
+BaseModel = Annotated[
+    str | None, typer.Option("--model", metavar="MODEL", help="Where the base model is now, if not where it was.", show_default=False)
+]
+Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Of the base model's weights.", show_default="as when the store was made")]
+TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")]
+
+
+def parse_count(text: str) -> int:
+    """A whole number above 0, as digits or as a power: 65536, 65_536, 2^16. typer.BadParameter for anything else."""
+    power = re.fullmatch(r"(\d{1,4})(?:\^|\*\*)(\d{1,2})", text)
+    if power:
+        count: int = int(power[1]) ** int(power[2])
+    elif re.fullmatch(r"\d+(_\d+)*", text) and len(text) < 30:
+        count = int(text)
+    else:
+        count = 0
+    if not 0 < count < 2**62:
+        raise typer.BadParameter(f"expected a whole number above 0 such as 65536 or 2^16, got {text!r}")
+    return count
+
+
+def parse_layers(text: str) -> tuple[int, ...] | None:
+    """Layers such as 10 or 5,10; None for auto. typer.BadParameter for anything else."""
+    if text == "auto":
+        return None
+    if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):
+        raise typer.BadParameter(f"expected auto or layers counted from 0 such as 10 or 5,10, got {text!r}")
+    return tuple(int(layer) for layer in text.split(","))
+
+
+@contextmanager
+def settings_of(what: str, kind: type[MemgraftError]) -> Iterator[None]:
+    """Within, settings that a configuration refuses become an error of one line that begins with `what`."""
+    from pydantic import ValidationError
+
+    try:
+        yield
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        reason = "unknown setting" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+        raise kind(f"{what}: {place}: {reason}" if place else f"{what}: {reason}") from error
+
+
+def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, trust_remote_code: bool) -> GraftedModel:
+    """The grafted model of a store, ready to run."""
+    from memgraft.persistence import load
+
+    return load(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)

@@ -1,0 +1,94 @@
+"""A lesson's page as one self-contained HTML file: no network, no scripts, plots inline, all text escaped."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memgraft import __version__
+from memgraft.errors import MemgraftError
+from memgraft.report.page import LessonPage
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+
+def render_lesson_page(data: LessonPage, path: str | os.PathLike[str]) -> Path:
+    """Write a lesson's page, to a temporary name first. Equal data writes equal bytes.
+
+    Returns:
+        The path written.
+
+    Raises:
+        MemgraftError: the `report` extra is missing, or the file can't be written.
+    """
+    html = lesson_html(data)
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(html.encode("utf-8", errors="replace"))  # a lone surrogate becomes a question mark
+        partial.replace(target)
+    except OSError as error:
+        raise MemgraftError(f"{target}: can't write the report: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def lesson_html(data: LessonPage) -> str:
+    """A lesson's page as HTML. Raises MemgraftError if the `report` extra is missing."""
+    try:
+        from markupsafe import Markup
+
+        from memgraft.report.plots import loss_plot, outcome_plot
+
+        template = _environment().get_template("lesson.html")
+        plots = {
+            "loss": Markup(loss_plot(data.passes)) if data.passes else None,
+            "outcome": Markup(outcome_plot(data.points, data.nll_tolerance)) if data.points else None,
+        }
+    except ImportError as error:
+        raise MemgraftError(f"reports need {error.name}: pip install 'memgraft[report]'") from error
+    return template.render(page=data, plots=plots, version=__version__)
+
+
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("memgraft.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    environment.filters.update(number=_number, signed=_signed, size=_size, duration=_duration)
+    return environment
+
+
+def _number(value: float) -> str:
+    """Four significant digits, thousands grouped, a true minus sign."""
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _signed(value: float) -> str:
+    """Always with a sign, four decimals; what rounds to zero has none."""
+    text = f"{value:+.4f}"
+    return "0" if float(text) == 0 else text.replace("-", "−")
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that people read."""
+    value = float(count)
+    for unit in ("bytes", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def _duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s"
