@@ -38,6 +38,7 @@ bench: setup
 	$(BIN)/python -m benchmarks.first
 
 docs: setup
+	mkdir -p docs
 	$(BIN)/python -m memgraft.cli.reference > docs/cli.md
 
 clean:

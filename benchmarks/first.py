@@ -88,19 +88,20 @@ def run_benchmark(options: argparse.Namespace) -> None:
     facts = [Fact(line=1 + index, **taught) for index, taught in zip(selection.taught, taught_rows(rows, selection), strict=True)]
     probes = probes_for(options.data, rows, selection, protocol)
     batches = workshop.batches(facts, protocol)
-    recipes = [(arm, recipe_of(arm, shared, selection)) for arm in chosen_arms(options.arms, options.lora_lr)]
+    chosen = chosen_arms(options.arms, options.lora_lr)
+    ids = {arm.name: run_id(recipe_of(arm, shared, selection)) for arm in chosen_arms(None, options.lora_lr)}
     runs_path = options.output / "runs.jsonl"
     runs = read_runs(runs_path)
-    for arm, recipe in recipes:
-        if run_id(recipe) in runs:
+    for arm in chosen:
+        if ids[arm.name] in runs:
             print(f"{arm.name}: done before", file=sys.stderr)
             continue
         taught = workshop.teach(arm, batches, protocol)
         start = time.perf_counter()
         scores = measure_all(taught.model, workshop.tokenizer, probes)
         run = {
-            "id": run_id(recipe),
-            "recipe": recipe,
+            "id": ids[arm.name],
+            "recipe": recipe_of(arm, shared, selection),
             "scores": scores,
             "measure_seconds": round(time.perf_counter() - start, 3),
             **taught.costs(),
@@ -108,9 +109,9 @@ def run_benchmark(options: argparse.Namespace) -> None:
         }
         append_run(runs_path, run)
         runs[run["id"]] = run
-        write_results(options.output, [runs[run_id(each)] for _, each in recipes if run_id(each) in runs], shared)
-    table = write_results(options.output, [runs[run_id(recipe)] for _, recipe in recipes], shared)
-    print(table)
+        write_results(options.output, [runs[each] for each in ids.values() if each in runs], shared)
+    # Arms that were left out this time but are done stay in the table.
+    print(write_results(options.output, [runs[each] for each in ids.values() if each in runs], shared))
 
 
 def recipe_of(arm: Arm, shared: dict[str, Any], selection: Selection) -> dict[str, Any]:

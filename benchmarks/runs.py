@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from memgraft import __version__
 from memgraft.canonical import canonical_json
 
-PACKAGES = ("memgraft", "torch", "transformers", "peft", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "numpy")
 
 
 def run_id(recipe: Mapping[str, Any]) -> str:
@@ -54,7 +55,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions, revision and hardware that a run's figures depend on."""
     return {
         "python": platform.python_version(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": {"memgraft": __version__, **{name: _version(name) for name in PACKAGES}},
         "git_revision": _git_revision(),
         "platform": platform.platform(),
         "cpu": _cpu_model(),

@@ -11,13 +11,17 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.data import read_examples
-from memgraft.errors import DataError
+from memgraft.errors import DataError, GraftError
 from memgraft.examples import Text
+from memgraft.probes.language_model import context_length, evaluating
+
+SHORTEST = 16  # tokens of a document that the model wrote; shorter ones are left out
 
 # Openings of many kinds of text, none of them a fact.
 OPENINGS = (
@@ -121,24 +125,28 @@ def write_background(
     seed: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Documents sampled from the model (temperature 1, min-p .05), at least `tokens` tokens in all.
+    """Documents sampled from the model (temperature 1, min-p .05), at least `tokens` tokens in all; every fourth batch is a chat.
 
     Args:
-        length: tokens of a document at most; it ends earlier where the model ends it.
+        length: tokens of a document at most; it ends earlier where the model ends it, or its context.
         on_progress: called with the number of tokens written so far.
+
+    Raises:
+        GraftError: the model ends its documents at once.
     """
     rng = random.Random(seed)
+    length = min(length, context_length(model) or length)
     openings = [""] if starts_documents(tokenizer) else list(OPENINGS)
     chats = chat_openings(tokenizer)
     written: list[str] = []
-    total = 0
+    total = fruitless = 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     ends = model.generation_config.eos_token_id
     ends = ends if isinstance(ends, list) else [ends]
+    generate: Any = model.generate
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         while total < tokens:
-            # One opening a batch, so that nothing is padded on the left; every fourth batch is a chat.
             chat = chats and len(written) // batch_size % 4 == 3
             prompts = [rng.choice(chats) if chat else rng.choice(openings) for _ in range(batch_size)]
             rows = [tokenizer(p, add_special_tokens=not chat).input_ids or [tokenizer.bos_token_id] for p in prompts]
@@ -148,8 +156,9 @@ def write_background(
             for i, row in enumerate(rows):
                 ids[i, width - len(row) :] = torch.tensor(row)
                 mask[i, width - len(row) :] = 1
-            with torch.no_grad():
-                out = model.generate(
+            before = total
+            with evaluating(model):
+                out = generate(
                     input_ids=ids.to(model.device),
                     attention_mask=mask.to(model.device),
                     max_new_tokens=length - width,
@@ -164,9 +173,12 @@ def write_background(
                 tail = out[i, width:].tolist()
                 end = next((j for j, token in enumerate(tail) if token in ends), len(tail))
                 document = row + tail[: end + 1]
-                if len(document) >= 16 and total < tokens:
+                if len(document) >= SHORTEST and total < tokens:
                     written.append(str(tokenizer.decode(document)))
                     total += len(document)
+            fruitless = 0 if total > before else fruitless + 1
+            if fruitless == 8:
+                raise GraftError(f"{type(model).__name__} wrote no document of {SHORTEST} tokens in 8 batches; give it a background text")
             if on_progress:
                 on_progress(total)
     return written

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memgraft.errors import GraftError
+from memgraft.probes.language_model import evaluating
 
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -75,7 +76,7 @@ def _check_calls(model: PreTrainedModel, blocks: nn.ModuleList, width: int) -> N
 
     handles = [block.register_forward_pre_hook(listen(i), with_kwargs=True) for i, block in enumerate(blocks)]
     try:
-        with torch.no_grad():
+        with evaluating(model):  # in training mode it would draw random numbers, and leave blocks out under LayerDrop
             model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False)
     finally:
         for handle in handles:
@@ -122,8 +123,9 @@ def starting_at(blocks: nn.ModuleList, layer: int, hidden_states: Tensor) -> Ite
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return with_hidden_states(args, kwargs, hidden_states)
 
-    def skip(*args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states_of(args, kwargs)
+    def skip(*_: Any, **__: Any) -> Tensor:
+        # Not what came in: where blocks return tuples, the model takes [0] of each output, and a dimension would go with each.
+        return hidden_states
 
     handle = blocks[layer].register_forward_pre_hook(enter, with_kwargs=True, prepend=True)
     own = [block.__dict__.get("forward") for block in blocks[:layer]]
@@ -138,3 +140,20 @@ def starting_at(blocks: nn.ModuleList, layer: int, hidden_states: Tensor) -> Ite
                 del block.forward
             else:
                 block.forward = forward
+
+
+def can_start_at(model: PreTrainedModel, blocks: nn.ModuleList, layer: int) -> bool:
+    """Whether a trial pass that starts at block `layer` gives, bit for bit, the logits of a full pass.
+
+    It does not where blocks hand on more than hidden states, such as a recurrent state or keys and values that later blocks use.
+    """
+    inputs = {"input_ids": torch.tensor([[0, 1, 2]], device=model.device)}
+    hidden_states = hidden_states_before(model, blocks, layer, **inputs)
+    with torch.no_grad():
+        expected = model(**inputs, use_cache=False).logits
+        try:
+            with starting_at(blocks, layer, hidden_states):
+                logits = model(**inputs, use_cache=False).logits
+        except Exception:  # whatever an architecture's own code raises when it misses what the blocks would have handed on
+            return False
+    return torch.equal(logits, expected)

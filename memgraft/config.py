@@ -17,7 +17,9 @@ class Config(BaseModel):
 class MemoryConfig(Config):
     """Product-key memory layers (Lample et al. 2019; Berges et al. 2024) beside the blocks of a base model."""
 
-    layers: tuple[int, ...] = Field(description="decoder blocks, counted from 0, in front of which a memory layer reads and adds to the residual stream")
+    layers: tuple[int, ...] = Field(
+        description="decoder blocks, counted from 0, in front of which a memory layer reads and adds to the residual stream"
+    )
     hidden_size: int = Field(gt=0, description="width of the residual stream")
     slots: int = Field(65_536, gt=0, description="slots per value table, a square number: two codebooks of √slots sub-keys")
     top_k: int = Field(32, gt=0, description="slots that each head of a token reads")

@@ -43,14 +43,16 @@ class GraftedModel(nn.Module):
         self.config = config
         self.blocks = find_blocks(base)
         if config.layers[-1] >= len(self.blocks):
-            raise GraftError(f"memory layer {config.layers[-1]} does not exist: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}")
+            raise GraftError(
+                f"memory layer {config.layers[-1]} does not exist: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}"
+            )
         if config.hidden_size != hidden_size(base):
             raise GraftError(f"the memory is {config.hidden_size} wide, {type(base).__name__} is {hidden_size(base)}")
         self.tables = nn.ModuleDict({name: ValueTable(Rows.empty(config.hidden_size)) for name in config.tables})
         self.memories = nn.ModuleList(MemoryLayer(config, self.table(config.table_of(i))) for i in range(len(config.layers)))
         self.usage: dict[str, Usage] = {name: Usage.empty() for name in config.tables}
         self.background: Background | None = None
-        self.source = base.config.name_or_path
+        self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
         self._enabled = True
         self._handles = [
@@ -99,7 +101,8 @@ class GraftedModel(nn.Module):
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the base model's `generate`, with the memory on."""
-        return self.base.generate(*args, **kwargs)
+        generate: Any = self.base.generate  # PreTrainedModel itself has none, each causal LM mixes it in
+        return generate(*args, **kwargs)
 
     @contextmanager
     def without_memory(self) -> Iterator[PreTrainedModel]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from memgraft.config import MemoryConfig
 from memgraft.errors import GraftError
 from memgraft.graft import GraftedModel
 from memgraft.models import Dtype, load_model
+from memgraft.probes.language_model import context_length, evaluating
 from memgraft.usage import UsageCounter
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -31,7 +33,7 @@ def default_layers(depth: int) -> tuple[int, ...]:
 
 
 def graft(
-    source: str | PreTrainedModel,
+    source: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
     slots: int = DEFAULT_SLOTS,
@@ -60,29 +62,30 @@ def graft(
     Raises:
         GraftError: a model that can't be loaded or grafted. DataError: a background that can't be read.
     """
-    if isinstance(source, str):
+    if isinstance(source, str | Path):
         loaded = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
         model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.source
     else:
         if tokenizer is None:
             raise GraftError("a loaded model needs its tokenizer: graft(model, tokenizer)")
-        model, name = source, source.config.name_or_path
+        model, name = source, None
     depth = len(find_blocks(model))
     memory = {"top_k": min(32, int(slots**0.5)), **memory}
     config = MemoryConfig(layers=tuple(layers or default_layers(depth)), hidden_size=hidden_size(model), slots=slots, **memory)
     grafted = GraftedModel(model, tokenizer, config)
-    grafted.source = name
+    grafted.source = name or grafted.source
 
     def progress(stage: str) -> Callable[[int], None]:
         return lambda done: on_progress(stage, min(done, background_tokens), background_tokens) if on_progress else None
 
+    length = min(DOCUMENT_TOKENS, context_length(model) or DOCUMENT_TOKENS)
     if background is None:
-        texts = write_background(model, tokenizer, tokens=background_tokens, length=DOCUMENT_TOKENS, seed=seed, on_progress=progress("background"))
+        texts = write_background(model, tokenizer, tokens=background_tokens, length=length, seed=seed, on_progress=progress("background"))
         kind = "self-written"
     else:
         texts = read_background(background) if isinstance(background, str) else list(background)
         kind = background if isinstance(background, str) else "texts"
-    grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=DOCUMENT_TOKENS)
+    grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=length)
     count_usage(grafted, seed=seed, on_progress=progress("usage"))
     return grafted
 
@@ -98,8 +101,8 @@ def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int]
     for index, layer in enumerate(grafted.config.layers):
         states = list(background_states(grafted, layer, parts))
         calibrate(grafted.layer(index), torch.cat([hidden[1:] for hidden in states]), seed=seed + index)
-        for hidden in states:
-            counters[grafted.config.table_of(index)].add(grafted.layer(index).address(hidden.to(grafted.device)))
+        for document, hidden in enumerate(states):
+            counters[grafted.config.table_of(index)].add(grafted.layer(index).address(hidden.to(grafted.device)), document)
             done += len(hidden)
             if on_progress:
                 on_progress(done // len(grafted.config.layers))
@@ -118,7 +121,7 @@ def background_states(grafted: GraftedModel, layer: int, parts: Sequence[Sequenc
         for row, i in enumerate(chosen):
             ids[row, : len(parts[i])] = torch.tensor(parts[i])
             mask[row, : len(parts[i])] = True
-        with grafted.without_memory():
+        with grafted.without_memory(), evaluating(grafted.base):
             hidden = hidden_states_before(
                 grafted.base, grafted.blocks, layer, input_ids=ids.to(grafted.device), attention_mask=mask.to(grafted.device)
             )

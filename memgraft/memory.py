@@ -136,6 +136,8 @@ class MemoryLayer(nn.Module):
     query_projection: Tensor
     sub_keys: Tensor
     scale: Tensor
+    gate_in: Tensor
+    gate_out: Tensor
 
     def __init__(self, config: MemoryConfig, table: ValueTable) -> None:
         super().__init__()

@@ -39,9 +39,7 @@ class Recorder:
         slots = torch.cat([read.address.slots for read in reads])
         weights = torch.cat([read.address.weights for read in reads])
         width = model.table(table).values.shape[1]
-        gradients = [
-            read.gradient if read.gradient is not None else weights.new_zeros(len(read.address.slots), width) for read in reads
-        ]
+        gradients = [read.gradient if read.gradient is not None else weights.new_zeros(len(read.address.slots), width) for read in reads]
         return Address(slots, weights), torch.cat(gradients)
 
 

@@ -30,7 +30,7 @@ def dense_read(address: Address, table_NV: Tensor) -> Tensor:
 
 
 def dense_forward(layer: MemoryLayer, x_TD: Tensor, table_NV: Tensor) -> Tensor:
-    """What `layer` adds to x (T, D), with its formulas written out over a dense table."""
+    """What `layer` adds to x (T, D), with its formulas written out over a dense table; differentiable in x and table."""
     config = layer.config
     outputs = []
     for x in x_TD.float():
@@ -40,9 +40,11 @@ def dense_forward(layer: MemoryLayer, x_TD: Tensor, table_NV: Tensor) -> Tensor:
             if config.qk_norm:
                 query = query / query.norm(dim=-1, keepdim=True).clamp_min(1e-12)
             keys_1, keys_2 = layer.sub_keys[head]
-            scores, slots = brute_force_top_k((keys_1 @ query[0])[None], (keys_2 @ query[1])[None], config.top_k)
-            weights = (scores[0] * config.softmax_scale).softmax(-1) / config.heads**0.5
-            y = y + weights @ table_NV[slots[0]]
+            scores_1, scores_2 = keys_1 @ query[0], keys_2 @ query[1]
+            slots = brute_force_top_k(scores_1[None], scores_2[None], config.top_k)[1][0]
+            scores = scores_1[slots // config.sub_keys] + scores_2[slots % config.sub_keys]
+            weights = (scores * config.softmax_scale).softmax(-1) / config.heads**0.5
+            y = y + weights @ table_NV[slots]
         out = y * layer.scale
         if config.gate == "swilu":
             out = (out * torch.nn.functional.silu(x @ layer.gate_in)) @ layer.gate_out

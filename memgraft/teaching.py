@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from memgraft.blocks import hidden_states_before, starting_at
+from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows
 from memgraft.config import Config
 from memgraft.encoding import TokenBatch
@@ -89,7 +89,7 @@ class FrozenPrefix:
 @contextmanager
 def frozen(model: GraftedModel) -> Iterator[None]:
     """Within, the base model is in evaluation mode and none of its parameters asks for a gradient."""
-    training = model.base.training
+    modes = [(module, module.training) for module in model.base.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in model.base.parameters()]
     model.base.eval()
     for parameter, _ in flags:
@@ -97,7 +97,8 @@ def frozen(model: GraftedModel) -> Iterator[None]:
     try:
         yield
     finally:
-        model.base.train(training)
+        for module, mode in modes:
+            module.training = mode
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 
@@ -114,16 +115,23 @@ def target_logits(model: GraftedModel, targets: Tensor, **inputs: Tensor) -> Ten
 
     handle = model.base.get_output_embeddings().register_forward_pre_hook(select)
     try:
-        logits = model.base(**inputs, use_cache=False).logits
+        logits: Tensor = model.base(**inputs, use_cache=False).logits
     finally:
         handle.remove()
     return logits[0]
 
 
-def micro_batches(batch: TokenBatch, limit: int) -> list[slice]:
-    """Consecutive sequences, as many as stay within `limit` padded tokens, at least one."""
-    size = max(1, limit // batch.input_ids.shape[1])
-    return [slice(start, start + size) for start in range(0, len(batch.input_ids), size)]
+def micro_batches(batch: TokenBatch, limit: int) -> list[Tensor]:
+    """Sequence indices to compute together, longest first: at most `limit` padded tokens and a third of padding, at least one."""
+    lengths = batch.attention_mask.sum(-1)
+    parts: list[list[int]] = []
+    for index in lengths.sort(descending=True, stable=True).indices.tolist():
+        width = int(lengths[parts[-1][0]]) if parts else 0
+        if parts and lengths[index] * 3 >= width * 2 and (len(parts[-1]) + 1) * width <= limit:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return [torch.tensor(part) for part in parts]
 
 
 def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Recipe, prefix: FrozenPrefix | None) -> tuple[float, Recorder]:
@@ -131,14 +139,14 @@ def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Rec
     recorder = Recorder(len(model.memories))
     total = int(batch.targets.sum())
     loss_sum = 0.0
-    for part in micro_batches(batch, recipe.micro_batch_tokens):
+    for number, part in enumerate(micro_batches(batch, recipe.micro_batch_tokens)):
         ids, mask = batch.input_ids[part].to(model.device), batch.attention_mask[part].to(model.device)
         targets = batch.targets[part].to(model.device)
         width = int(mask.sum(-1).max())
         ids, mask, targets = ids[:, :width], mask[:, :width], targets[:, :width]
         with ExitStack() as stack:
             if prefix is not None:
-                hidden = prefix.hidden_states((key, part.start), ids, mask)
+                hidden = prefix.hidden_states((key, number), ids, mask)
                 stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))
             stack.enter_context(recording(model, recorder, mask))
             logits = target_logits(model, targets, input_ids=ids, attention_mask=mask)
@@ -163,7 +171,10 @@ def write(
         change = row_changes(recipe.writer, matrix, gradient, chosen, load, moments[name])
         table = model.table(name)
         rows = table.allocate(on_device)
-        table.values[rows] += change
+        values = table.values[rows] + change
+        if not bool(torch.isfinite(values).all()):
+            raise TeachingError(f"rows of table {name} would not be finite; nothing was written; try a lower learning rate")
+        table.values[rows] = values
         written[name] = chosen
     return written
 
@@ -207,7 +218,8 @@ def _teach(
     on_step: Callable[[Step], None] | None,
 ) -> Lesson:
     generator = torch.Generator().manual_seed(recipe.seed)
-    prefix = FrozenPrefix(model, recipe.cache_bytes)
+    first = model.config.layers[0]
+    prefix = FrozenPrefix(model, recipe.cache_bytes) if can_start_at(model.base, model.blocks, first) else None
     moments = {name: Moments() for name in model.config.tables}
     slots_of: dict[str, list[Tensor]] = {name: [torch.zeros(0, dtype=torch.int64)] * len(batches) for name in model.config.tables}
     losses: list[list[float]] = []

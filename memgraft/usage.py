@@ -68,13 +68,20 @@ class Usage:
     def from_tensors(cls, tensors: dict[str, Tensor], prefix: str) -> Usage:
         """The inverse of `tensors`."""
         batches, tokens = tensors[f"{prefix}.size"].tolist()
-        fields = ("slots", "document_frequency", "accesses", "energy")
-        return cls(*(tensors[f"{prefix}.{name}"] for name in fields), batches=batches, tokens=tokens)
+        return cls(
+            slots=tensors[f"{prefix}.slots"],
+            document_frequency=tensors[f"{prefix}.document_frequency"],
+            accesses=tensors[f"{prefix}.accesses"],
+            energy=tensors[f"{prefix}.energy"],
+            batches=batches,
+            tokens=tokens,
+        )
 
 
 def count_accesses(slots: Tensor) -> tuple[Tensor, Tensor]:
     """Sorted unique slots and how often each occurs in an address (any shape); padding must be gone already."""
-    return slots.flatten().unique(return_counts=True)
+    unique, counts = slots.flatten().unique(return_counts=True)
+    return unique, counts
 
 
 class UsageCounter:
@@ -82,14 +89,19 @@ class UsageCounter:
 
     def __init__(self) -> None:
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._documents: list[int] = []
         self._tokens = 0
 
-    def add(self, address: Address) -> None:
-        """Count one background batch; its address holds no padding tokens."""
+    def add(self, address: Address, document: int) -> None:
+        """Count the reads of one memory layer in a background batch; the address holds no padding tokens.
+
+        Layers that share the table add theirs under the same `document` number: what they read together counts as one batch.
+        """
         slots, inverse, counts = address.slots.cpu().flatten().unique(return_inverse=True, return_counts=True)
         squares = address.weights.detach().cpu().flatten().double().square()
         energy = torch.zeros(len(slots), dtype=torch.float64).index_add_(0, inverse, squares)
         self._parts.append((slots, counts, energy))
+        self._documents.append(document)
         self._tokens += len(address.slots)
 
     def result(self) -> Usage:
@@ -97,10 +109,12 @@ class UsageCounter:
             return Usage.empty()
         slots, inverse = torch.cat([part[0] for part in self._parts]).unique(return_inverse=True)
         size = len(slots)
-        document_frequency = torch.bincount(inverse, minlength=size)
+        documents, number = torch.tensor(self._documents).unique(return_inverse=True)
+        reads = number.repeat_interleave(torch.tensor([len(part[0]) for part in self._parts])) * size + inverse
+        document_frequency = torch.bincount(reads.unique() % size, minlength=size)
         accesses = torch.zeros(size, dtype=torch.int64).index_add_(0, inverse, torch.cat([part[1] for part in self._parts]))
         energy = torch.zeros(size, dtype=torch.float64).index_add_(0, inverse, torch.cat([part[2] for part in self._parts]))
-        return Usage(slots, document_frequency, accesses, energy.float(), batches=len(self._parts), tokens=self._tokens)
+        return Usage(slots, document_frequency, accesses, energy.float(), batches=len(documents), tokens=self._tokens)
 
 
 def merge_taught(usage: Usage, lessons: Iterable[Tensor]) -> Usage:

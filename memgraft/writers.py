@@ -40,7 +40,7 @@ class SGD(Config):
 
 
 class Adam(Config):
-    """Adam whose moments exist, and decay, only where rows are chosen (as torch.optim.SparseAdam)."""
+    """Adam whose moments and step counts exist, and move, only where rows are chosen: for each row an Adam of its own."""
 
     name: Literal["adam"] = "adam"
     learning_rate: float = Field(0.02, gt=0, description="step size")
@@ -83,7 +83,7 @@ class Moments:
         for slot in fresh:
             self._index[slot] = len(self._index)
         zeros = gradient.new_zeros(len(fresh), gradient.shape[1])
-        steps = torch.zeros(len(fresh), 1)
+        steps = gradient.new_zeros(len(fresh), 1, dtype=torch.float64)  # in fp32, 1 - β₂ would lose four digits
         self._first = zeros if self._first is None else torch.cat([self._first, zeros])
         self._second = zeros.clone() if self._second is None else torch.cat([self._second, zeros])
         self._steps = steps if self._steps is None else torch.cat([self._steps, steps])
@@ -91,16 +91,18 @@ class Moments:
         self._steps[at] += 1
         self._first[at] = adam.beta_1 * self._first[at] + (1 - adam.beta_1) * gradient
         self._second[at] = adam.beta_2 * self._second[at] + (1 - adam.beta_2) * gradient.square()
-        first = self._first[at] / (1 - adam.beta_1 ** self._steps[at])
-        second = self._second[at] / (1 - adam.beta_2 ** self._steps[at])
-        return -adam.learning_rate * first / (second.sqrt() + adam.epsilon)
+        first = self._first[at] / (1 - adam.beta_1 ** self._steps[at]).float()
+        second = self._second[at] / (1 - adam.beta_2 ** self._steps[at]).float()
+        change: Tensor = -adam.learning_rate * first / (second.sqrt() + adam.epsilon)
+        return change
 
 
 def clipped(gradient: Tensor, max_norm: float | None) -> Tensor:
     """The gradient scaled down to `max_norm`, the norm being that of the chosen rows alone."""
     if max_norm is None:
         return gradient
-    return gradient * (max_norm / gradient.norm().clamp_min(max_norm))
+    scaled: Tensor = gradient * (max_norm / gradient.norm().clamp_min(max_norm))
+    return scaled
 
 
 def row_changes(writer: Writer, matrix_TS: Tensor, gradient_TV: Tensor, slots: Tensor, load: Tensor, moments: Moments) -> Tensor:
@@ -126,19 +128,26 @@ def row_changes(writer: Writer, matrix_TS: Tensor, gradient_TV: Tensor, slots: T
 
 
 def least_interference(writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, load: Tensor) -> Tensor:
-    """ΔV (S, V) of the least-interference step, solved in the smaller of token space and row space."""
-    matrix = matrix_TS.double()
-    cheapness = 1.0 / (1.0 + writer.background_weight * load.double())  # D, (S,)
-    weighted = matrix * cheapness  # W D
-    ridge = writer.ridge * (weighted * matrix).sum(-1).mean()
+    """ΔV (S, V) of the least-interference step, solved in the smaller of token space and row space.
+
+    The large products are fp32; the system itself, whose condition the ridge bounds, is solved in fp64.
+    """
+    cheapness = 1.0 / (1.0 + writer.background_weight * load)  # D, (S,)
+    weighted = matrix_TS * cheapness  # W D
+    ridge = writer.ridge * (weighted * matrix_TS).sum(-1).mean()
     if not ridge > 0:
         return gradient_TV.new_zeros(matrix_TS.shape[1], gradient_TV.shape[1])
-    if len(matrix) <= matrix.shape[1]:
-        gram = weighted @ matrix.T
+    if len(matrix_TS) <= matrix_TS.shape[1]:
+        gram = weighted @ matrix_TS.T
         gram.diagonal().add_(ridge)
-        change = weighted.T @ torch.cholesky_solve(gradient_TV.double(), torch.linalg.cholesky(gram))
+        change = weighted.T @ _solve(gram, gradient_TV)
     else:  # (D⁻¹ λ′ + WᵀW)⁻¹ Wᵀ G, the same by the push-through identity
-        gram = matrix.T @ matrix
+        gram = matrix_TS.T @ matrix_TS
         gram.diagonal().add_(ridge / cheapness)
-        change = torch.cholesky_solve(matrix.T @ gradient_TV.double(), torch.linalg.cholesky(gram))
-    return (-writer.learning_rate * change).float()
+        change = _solve(gram, matrix_TS.T @ gradient_TV)
+    return -writer.learning_rate * change
+
+
+def _solve(gram: Tensor, right: Tensor) -> Tensor:
+    """gram⁻¹ right for a symmetric positive definite matrix, fp32 in and out."""
+    return torch.cholesky_solve(right.double(), torch.linalg.cholesky(gram.double())).float()

@@ -29,10 +29,10 @@ TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run 
 
 def parse_count(text: str) -> int:
     """A whole number above 0, as digits or as a power: 65536, 65_536, 2^16. typer.BadParameter for anything else."""
-    power = re.fullmatch(r"(\d{1,4})(?:\^|\*\*)(\d{1,2})", text)
+    power = re.fullmatch(r"([0-9]{1,4})(?:\^|\*\*)([0-9]{1,2})", text)
     if power:
         count: int = int(power[1]) ** int(power[2])
-    elif re.fullmatch(r"\d+(_\d+)*", text) and len(text) < 30:
+    elif re.fullmatch(r"[0-9]+(_[0-9]+)*", text) and len(text) < 30:
         count = int(text)
     else:
         count = 0
@@ -45,8 +45,8 @@ def parse_layers(text: str) -> tuple[int, ...] | None:
     """Layers such as 10 or 5,10; None for auto. typer.BadParameter for anything else."""
     if text == "auto":
         return None
-    if not re.fullmatch(r"\d{1,6}(,\d{1,6})*", text):
-        raise typer.BadParameter(f"expected auto or layers counted from 0 such as 10 or 5,10, got {text!r}")
+    if not re.fullmatch(r"[0-9]{1,6}(,[0-9]{1,6})*", text):
+        raise typer.BadParameter(f"expected auto or layers counted from 0 such as 10 or 5,10, got {text!r}", param_hint="'--layers'")
     return tuple(int(layer) for layer in text.split(","))
 
 

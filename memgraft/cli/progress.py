@@ -88,7 +88,7 @@ class TeachingProgress:
     def _detail(self, step: Step) -> str:
         # A fact is taught when it has had all its passes.
         rate = 60 * step.done / self._passes / max(time.perf_counter() - self._start, 1e-9)
-        return f"loss {sum(self._losses) / len(self._losses):.3f}, {rate:.0f} {self._unit}/min"
+        return f"loss {sum(self._losses) / len(self._losses):.3f}, {rate:.{0 if rate >= 10 else 1}f} {self._unit}/min"
 
     def _end_of_pass(self) -> None:
         step = self._last

@@ -121,8 +121,8 @@ def _guess(content: bytes, path: Path) -> str:
     number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, "null"))
     try:
         row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{path}:{number}: Invalid JSON: {error}") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{path}:{number}: expected a complete JSON object, {error.msg} at column {error.colno}") from None
     fields = {"choices": "choice", "answers": "qa", "answer": "nll", "text": "text"}
     found = next((kind for field, kind in fields.items() if isinstance(row, dict) and field in row), None)
     if found is None:

@@ -93,7 +93,7 @@ def sha256(data: bytes) -> str:
 
 def write_file(path: Path, data: bytes) -> None:
     """Puts a whole file in place: temporary name, flush to disk, rename. The name is durable after `sync_folder`."""
-    temporary = path.with_name(temporary_name(path.name))
+    temporary = temporary_path(path)
     try:
         descriptor = open_new(temporary)
         try:
@@ -110,9 +110,9 @@ def write_file(path: Path, data: bytes) -> None:
         raise
 
 
-def temporary_name(name: str) -> str:
+def temporary_path(path: Path) -> Path:
     """One per file: only the holder of the lock writes, and its next write replaces what a crash left."""
-    return f".{name}.tmp"
+    return path.with_name(f".{path.name}.tmp")
 
 
 def sync_folder(path: Path) -> None:

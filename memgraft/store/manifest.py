@@ -24,7 +24,7 @@ BACKGROUND = "background.jsonl"
 COMMITS = "commits"
 RECORDS = "records"
 FIXED = (CONFIG, MEMORY, USAGE, BACKGROUND)
-MANIFEST_LIMIT = 256 << 20  # bytes, some 300,000 lessons
+MANIFEST_LIMIT = 256 << 20  # bytes, some 400,000 lessons
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 FileEntry = tuple[Annotated[int, Field(ge=0)], Sha256]  # bytes and digest; a plain tuple, because a store has thousands

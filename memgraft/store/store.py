@@ -179,7 +179,7 @@ class MemoryStore:
         """Reads the whole store and checks every digest, id and number; what is wrong, a line each, none when all is well."""
         from memgraft.store.verify import problems
 
-        return list(problems(self, self._manifest))
+        return list(dict.fromkeys(problems(self, self._manifest)))
 
     @contextmanager
     def lock(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -35,7 +36,7 @@ def build_tokenizer(**special: str) -> PreTrainedTokenizerBase:
     template = {"single": "<s> $A" if "bos_token" in special else "$A", "special_tokens": [("<s>", 0)]}
     if special.pop("appends", None):
         template = {"single": "$A </s>", "special_tokens": [("</s>", 1)]}
-    raw.post_processor = processors.TemplateProcessing(**template)  # type: ignore[arg-type]
+    raw.post_processor = processors.TemplateProcessing(**template)
     return PreTrainedTokenizerFast(tokenizer_object=raw, **({"eos_token": "</s>"} | special))
 
 
@@ -57,7 +58,7 @@ def appending_tokenizer() -> PreTrainedTokenizerBase:
     return build_tokenizer(appends="yes")
 
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -127,12 +128,12 @@ class Bigram(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.table = nn.Embedding(config.vocab_size, config.vocab_size)
         self.calls = 0
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def follow(self, *tokens: int) -> None:
         """After each of these tokens, the next one is by far the likeliest."""
         with torch.no_grad():
-            for token, following in zip(tokens, tokens[1:], strict=False):
+            for token, following in itertools.pairwise(tokens):
                 self.table.weight[token, following] = 50.0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **kwargs: Any) -> CausalLMOutput:

@@ -1,3 +1,5 @@
+"""SQuAD scores against torchmetrics and by hand."""
+
 from __future__ import annotations
 
 import random

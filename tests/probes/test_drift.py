@@ -1,3 +1,5 @@
+"""Drift against a slow loop and known divergences."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""The prompts that tests ask with."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""Batched greedy answers against decoding one by one, and when they stop."""
+
 from __future__ import annotations
 
 import copy
@@ -36,7 +38,7 @@ def by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: 
             if token == tokenizer.eos_token_id:
                 break
             ids.append(token)
-    return first_line(tokenizer.decode(ids[start:], skip_special_tokens=True))
+    return first_line(str(tokenizer.decode(ids[start:], skip_special_tokens=True)))
 
 
 @pytest.mark.parametrize("share", [False, True])
@@ -70,11 +72,22 @@ def test_the_prefix_is_shared_unless_the_model_forgets_keys_or_takes_no_position
     if prefix is not None:
         assert prefix.ids == common_prefix(rows)
         before = prefix.cache.get_seq_length()
-        extended = prefix.expanded(3)
-        assert extended.layers[0].keys.shape[0] == 3
-        extended.layers[0].keys.zero_()
+        own: Any = prefix.cache.layers[0]
+        copied: Any = prefix.expanded(3).layers[0]
+        assert copied.keys.shape[0] == 3
+        copied.keys.zero_()
         assert prefix.cache.get_seq_length() == before
-        assert prefix.cache.layers[0].keys.any()
+        assert own.keys.any()
+
+
+def test_equal_prompts_and_prompts_that_start_another_are_answered_alike(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    prompts = [PROMPTS[0], PROMPTS[0], PROMPTS[0] + " The ship"]
+    shared = generate_answers(llama, tokenizer, prompts, max_new_tokens=6)
+    assert shared == generate_answers(llama, tokenizer, prompts, max_new_tokens=6, share_prefix=False)
+    assert shared[:2] == generate_answers(llama, tokenizer, prompts[:2], max_new_tokens=6)
+    assert shared[0] == shared[1]
 
 
 def test_hooks_on_blocks_see_whole_hidden_states_and_their_effect_is_in_the_shared_prefix(
@@ -165,12 +178,19 @@ def test_an_end_token_ends_the_answer_without_being_part_of_it(bigram: Any, toke
     assert bigram.calls == 2
 
 
+def test_an_end_token_of_the_models_own_settings_counts_too(bigram: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    a, b, c = (token(tokenizer, text) for text in "abc")
+    bigram.generation_config.eos_token_id = [tokenizer.eos_token_id, c]
+    bigram.follow(a, b, c, a)
+    assert generate_answers(bigram, tokenizer, ["a"], max_new_tokens=9) == ["b"]
+
+
 def test_a_finished_sequence_keeps_its_answer_while_others_go_on(bigram: Any, tokenizer: PreTrainedTokenizerBase) -> None:
     a, b, c, line = (token(tokenizer, text) for text in ("a", "b", "c", "\n"))
     bigram.follow(a, line)
     bigram.follow(b, c, c)
     bigram.follow(line, a)
-    assert generate_answers(bigram, tokenizer, ["b", "ca", "c"], max_new_tokens=4) == ["cccc", "a", "cccc"]
+    assert generate_answers(bigram, tokenizer, ["b", "a", "c"], max_new_tokens=6) == ["cccccc", "a", "cccccc"]
 
 
 def test_another_stop_text_is_respected_across_tokens(bigram: Any, tokenizer: PreTrainedTokenizerBase) -> None:

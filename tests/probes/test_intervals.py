@@ -1,3 +1,5 @@
+"""Bootstrap intervals: coverage, pairing, degenerate data."""
+
 from __future__ import annotations
 
 import math

@@ -1,3 +1,5 @@
+"""Answer and text NLL against slow loops and a model of known probabilities."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -20,7 +22,8 @@ def log_probabilities(model: PreTrainedModel, ids: list[int]) -> Tensor:
     """(T, V) of one sequence without padding, in fp64."""
     with torch.no_grad():
         logits = model.eval()(input_ids=torch.tensor([ids])).logits[0]
-    return logits.double().log_softmax(-1)
+    logp: Tensor = logits.double().log_softmax(-1)
+    return logp
 
 
 def nll_by_hand(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str) -> list[float]:
@@ -46,6 +49,12 @@ def test_answer_nll_equals_a_loop_over_tokens(
     assert sums.totals == pytest.approx([sum(values) for values in expected], rel=1e-5)
     means = [sum(values) / len(values) for values in expected]
     assert answer_nll(model, tokenizer, PROMPTS, ANSWERS, batch_size=batch_size) == pytest.approx(means, rel=1e-5)
+
+
+def test_answers_to_one_prompt_are_all_scored_from_their_first_token(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    expected = [sum(nll_by_hand(llama, tokenizer, PROMPTS[0], answer)) for answer in ANSWERS]
+    assert answer_sums(llama, tokenizer, [PROMPTS[0]] * 3, ANSWERS).totals == pytest.approx(expected, rel=1e-5)
+    assert answer_sums(llama, tokenizer, [PROMPTS[0]] * 2, ANSWERS[:1] * 2).totals == pytest.approx(expected[:1] * 2, rel=1e-5)
 
 
 def test_labels_are_shifted_by_one_in_a_model_of_known_probabilities(bigram: Any, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -93,7 +102,7 @@ def test_an_answer_that_nothing_precedes_is_refused(llama: PreTrainedModel, toke
 
 
 def test_text_beyond_the_context_is_refused(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(DataError, match="prompt with answer 1 has .* context has 512"):
+    with pytest.raises(DataError, match=r"prompt with answer 1 has .* context has 512"):
         answer_nll(llama, tokenizer, ["x " * 400], ["Oslo"])
 
 

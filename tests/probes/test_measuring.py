@@ -1,3 +1,5 @@
+"""Probes on models: scores, changes, verdicts."""
+
 from __future__ import annotations
 
 import json
@@ -108,8 +110,8 @@ def test_questions_are_scored_by_their_generated_answers(
     predictions = ["Oslo", "far north", "south", "The North."]
     monkeypatch.setattr("memgraft.probes.measuring.generate_answers", lambda *_, **__: predictions)
     f1 = measure(QAProbe(name="places", questions=QUESTIONS), llama, tokenizer)
-    assert f1.values == pytest.approx((1.0, 0.5, 0.0, 1.0))
-    assert f1.mean == pytest.approx(0.625)
+    assert f1.values == pytest.approx((1.0, 2 / 3, 0.0, 1.0))
+    assert f1.mean == pytest.approx(2 / 3)
     assert [outcome["prediction"] for outcome in f1.outcomes] == predictions
     exact = measure(QAProbe(name="places", questions=QUESTIONS, metric="exact match"), llama, tokenizer)
     assert (exact.metric, exact.values) == ("exact match", (1.0, 0.0, 0.0, 1.0))
@@ -122,6 +124,15 @@ def test_shots_are_those_given_without_the_question_itself(llama: PreTrainedMode
     other = few_shot_prompt(QUESTIONS[1].question, shots[:2])
     expected = generate_answers(llama, tokenizer, [own, other], max_new_tokens=4)
     assert [outcome["prediction"] for outcome in scores.outcomes[:2]] == expected
+
+
+def test_questions_can_be_asked_in_the_tokenizers_chat_format(
+    llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenizer, "chat_template", "{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    scores = measure(QAProbe(name="places", questions=QUESTIONS, frame="chat", max_new_tokens=4), llama, tokenizer)
+    expected = generate_answers(llama, tokenizer, [f"[{row.question}]" for row in QUESTIONS], max_new_tokens=4)
+    assert [outcome["prediction"] for outcome in scores.outcomes] == expected
 
 
 def test_accuracy_counts_the_choice_with_the_lowest_nll(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -140,7 +151,7 @@ def test_text_windows_weigh_by_their_tokens(llama: PreTrainedModel, tokenizer: P
 
 def test_predictions_that_are_not_finite_are_named(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     with torch.no_grad():
-        llama.get_input_embeddings().weight.fill_(float("nan"))
+        llama.get_parameter("lm_head.weight").fill_(float("nan"))
     with pytest.raises(MemgraftError, match="probe 'prose', item 1: text NLL is nan: the model's predictions are not finite"):
         measure(PROBES[3], llama, tokenizer)
 

@@ -1,3 +1,5 @@
+"""Reading probe files, good and bad."""
+
 from __future__ import annotations
 
 import json

@@ -167,6 +167,33 @@ def test_a_store_is_made_whole_or_not_at_all(make: Make, disk: Disk, tmp_path: P
     assert MemoryStore.open(tmp_path / target).verify() == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell which file is flushed")
+def test_each_file_is_flushed_before_it_gets_its_name_and_the_manifest_is_the_last(
+    taught: MemoryStore, lesson: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What power loss needs and no test can cut: the order of the calls."""
+    steps: list[tuple[str, str]] = []
+    sync, rename = files.sync, files.rename
+
+    def noted_sync(descriptor: int) -> None:
+        steps.append(("sync", os.path.relpath(os.readlink(f"/proc/self/fd/{descriptor}"), taught.path.resolve())))
+        sync(descriptor)
+
+    def noted_rename(source: Path, target: Path) -> None:
+        steps.append(("rename", str(target.relative_to(taught.path))))
+        rename(source, target)
+
+    monkeypatch.setattr(files, "sync", noted_sync)
+    monkeypatch.setattr(files, "rename", noted_rename)
+    id = taught.append(lesson("c")).commit
+    names = [f"records/{id}.json", f"commits/{id}.safetensors", f"commits/{id}.json"]
+    expected = []
+    for name in names:
+        expected += [("sync", files.temporary_path(Path(name))), ("rename", name)]
+    expected += [("sync", "commits"), ("sync", "records"), ("sync", ".manifest.json.tmp"), ("rename", "manifest.json"), ("sync", ".")]
+    assert steps == [(step, str(path)) for step, path in expected]
+
+
 def test_what_a_crash_left_is_ignored_and_removed_by_the_next_change(taught: MemoryStore, lesson: Lesson) -> None:
     before = listed(taught)
     orphans = [f"commits/{'e' * 64}.safetensors", f"commits/.{'e' * 64}.json.tmp", f"records/{'e' * 64}.2.json", ".manifest.json.tmp"]
@@ -199,7 +226,9 @@ def test_two_processes_making_the_same_store_do_not_mix(make: Make, tmp_path: Pa
     assert (left / "memory.safetensors").read_bytes() == b"being written"
 
 
-def test_a_folder_where_no_lock_can_be_made_is_a_one_line_error(taught: MemoryStore, lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_where_no_lock_can_be_made_is_a_one_line_error(
+    taught: MemoryStore, lesson: Lesson, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(taught.path / files.LOCK))
 

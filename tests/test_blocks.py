@@ -1,0 +1,83 @@
+"""Starting a pass in the middle: the frozen blocks below may be skipped only where that changes no bit."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from memgraft.blocks import can_start_at, find_blocks, hidden_states_before, starting_at
+from tests.models import ARCHITECTURES, random_tokens, tiny_model, token_rows
+
+
+def inputs() -> dict[str, Tensor]:
+    ids, mask = token_rows(random_tokens(9, 6, 2))
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+@torch.no_grad()
+def logits(model: PreTrainedModel) -> Tensor:
+    result: Tensor = model(**inputs(), use_cache=False).logits
+    return result
+
+
+# Five blocks are skipped: where blocks return tuples, a model takes [0] of each output.
+@pytest.mark.parametrize("layer", [0, 1, 5])
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba", "bloom", "gptj"])
+def test_a_pass_that_starts_with_the_hidden_states_of_a_block_gives_the_bits_of_a_full_pass(name: str, layer: int) -> None:
+    model = tiny_model(name, depth=6)
+    blocks = find_blocks(model)
+    expected = logits(model)
+    hidden = hidden_states_before(model, blocks, layer, **inputs())
+    run: list[int] = []
+    handles = [
+        next(block.children()).register_forward_hook(lambda *_, index=index: run.append(index)) for index, block in enumerate(blocks)
+    ]
+    with starting_at(blocks, layer, hidden):
+        assert torch.equal(logits(model), expected)
+    assert sorted(set(run)) == list(range(layer, 6))
+    for handle in handles:
+        handle.remove()
+    assert torch.equal(logits(model), expected)
+    assert can_start_at(model, blocks, layer)
+
+
+def test_hidden_states_before_a_block_are_those_that_enter_it_and_nothing_above_runs() -> None:
+    model = tiny_model(depth=3)
+    blocks = find_blocks(model)
+    entered: list[Tensor] = []
+    blocks[2].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    logits(model)
+    above: list[str] = []
+    blocks[2].mlp.register_forward_hook(lambda *_: above.append("block 2"))
+    model.lm_head.register_forward_hook(lambda *_: above.append("head"))
+    assert torch.equal(hidden_states_before(model, blocks, 2, **inputs()), entered[0])
+    assert not above
+
+
+def test_blocks_are_whole_again_after_an_error_within() -> None:
+    model = tiny_model(depth=3)
+    blocks = find_blocks(model)
+    expected = logits(model)
+    with pytest.raises(RuntimeError, match="stop"), starting_at(blocks, 2, torch.zeros(3, 9, 32)):
+        raise RuntimeError("stop")
+    assert torch.equal(logits(model), expected)
+    assert not any("forward" in block.__dict__ or block._forward_pre_hooks for block in blocks)
+
+
+def test_where_blocks_hand_on_more_than_hidden_states_no_pass_starts_above_them() -> None:
+    model = tiny_model("rwkv", depth=3)
+    blocks = find_blocks(model)
+    assert not can_start_at(model, blocks, 2)
+    assert not any("forward" in block.__dict__ or block._forward_pre_hooks for block in blocks)
+
+
+def test_looking_for_the_blocks_leaves_no_trace() -> None:
+    model = tiny_model("opt", layerdrop=1.0).train()
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    assert len(find_blocks(model)) == 2
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_pre_hooks for module in model.modules())
