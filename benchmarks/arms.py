@@ -40,7 +40,7 @@ class Taught:
     """A taught model, ready to be measured, and what teaching it cost."""
 
     model: PreTrainedModel
-    setup_seconds: float  # loading, grafting, calibrating, background: once per model, not per lesson
+    setup_seconds: float  # CPU seconds, as all here, so that a busy machine does not count: loading, grafting, calibrating, background: once per model, not per lesson
     seconds: float  # teaching
     bytes: int  # of what was learned
     rows: int | None  # memory rows that differ from zero, over all tables
@@ -85,9 +85,9 @@ class Workshop:
         self.source = source
         self.device = device
         self.on_progress = on_progress
-        start = time.perf_counter()
+        start = time.process_time()
         self.base, self.tokenizer = self._load()
-        self.load_seconds = time.perf_counter() - start
+        self.load_seconds = time.process_time() - start
         self._grafted: GraftedModel | None = None
         self._graft_seconds = 0.0
 
@@ -122,13 +122,13 @@ class Workshop:
         grafted.assign_rows({})
         taught_as = {"passes": protocol.passes, "wordings": protocol.wordings, "seed": protocol.seed}
         recipe = Recipe.model_validate({**arm.settings, **taught_as})
-        start = time.perf_counter()
+        start = time.process_time()
 
         def on_step(step: Step) -> None:
             self.on_progress(arm.name, step.done, step.total)
 
         lesson = teach(grafted, batches, recipe, grafted.usage, on_step=on_step)
-        seconds = time.perf_counter() - start
+        seconds = time.process_time() - start
         return Taught(
             grafted.base,
             self._graft_seconds,
@@ -142,17 +142,17 @@ class Workshop:
 
     def _graft(self, seed: int) -> GraftedModel:
         if self._grafted is None:
-            start = time.perf_counter()
+            start = time.process_time()
             base, tokenizer = self._load()
             self._grafted = graft(base, tokenizer, seed=seed, on_progress=self.on_progress)
-            self._graft_seconds = time.perf_counter() - start
+            self._graft_seconds = time.process_time() - start
         return self._grafted
 
     def teach_lora(self, arm: Arm, batches: Sequence[TokenBatch], protocol: Protocol) -> Taught:
         """A fresh adapter around a fresh copy of the base."""
-        start = time.perf_counter()
+        start = time.process_time()
         base, _ = self._load()
-        loaded = time.perf_counter()
+        loaded = time.process_time()
 
         def on_progress(done: int, total: int, loss: float) -> None:
             self.on_progress(arm.name, done, total)
@@ -162,7 +162,7 @@ class Workshop:
         return Taught(
             cast(PreTrainedModel, run.model),
             loaded - start,
-            time.perf_counter() - loaded,
+            time.process_time() - loaded,
             bytes=sum(parameter.nbytes for parameter in run.model.parameters() if parameter.requires_grad),
             rows=None,
             rows_per_fact=None,

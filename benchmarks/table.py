@@ -17,7 +17,7 @@ HEADER = (
     "rows a fact",
     "rows",
     "kB",
-    "seconds",
+    "CPU s",
 )
 
 

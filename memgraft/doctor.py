@@ -60,11 +60,12 @@ def _product_seconds(dtype: Any) -> float:
 def dtype_hint(product_ms: dict[str, float]) -> str:
     """Which dtype teaches faster on this CPU."""
     ratio = product_ms["bfloat16"] / product_ms["float32"]
+    product = "on this CPU a matrix product in bfloat16"
     if ratio > 1.25:
-        return f"bfloat16 takes {ratio:.1f} times as long as float32 on this CPU: graft with --dtype float32 if the memory suffices"
+        return f"{product} takes {ratio:.1f} times as long as in float32: graft with --dtype float32 if the memory suffices"
     if ratio < 0.8:
-        return f"bfloat16 is {1 / ratio:.1f} times as fast as float32 on this CPU: graft with --dtype bfloat16"
-    return "bfloat16 and float32 are about equally fast on this CPU"
+        return f"{product} is {1 / ratio:.1f} times as fast as in float32: graft with --dtype bfloat16"
+    return f"{product} is about as fast as in float32"
 
 
 def examine(store: MemoryStore) -> dict[str, Any]:

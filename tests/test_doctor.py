@@ -42,7 +42,11 @@ def test_usage_ages_only_where_lessons_move_what_a_memory_layer_reads() -> None:
 
 @pytest.mark.parametrize(
     ("float32", "bfloat16", "expected"),
-    [(1.0, 3.0, "bfloat16 takes 3.0 times"), (3.0, 1.0, "bfloat16 is 3.0 times as fast"), (1.0, 1.1, "about equally fast")],
+    [
+        (1.0, 3.0, "bfloat16 takes 3.0 times as long"),
+        (3.0, 1.0, "bfloat16 is 3.0 times as fast as in float32"),
+        (1.0, 1.1, "about as fast"),
+    ],
 )
 def test_the_faster_dtype_is_recommended(float32: float, bfloat16: float, expected: str) -> None:
     assert expected in dtype_hint({"float32": float32, "bfloat16": bfloat16})

@@ -327,7 +327,8 @@ class TestGraft:
 
     def test_usage_counts_a_document_once_in_a_table_that_layers_share(self) -> None:
         shared, separate = (
-            graft(tiny_model(), tiny_tokenizer(), slots=64, layers=(0, 1), background=TEXTS, shared_values=shared) for shared in (True, False)
+            graft(tiny_model(), tiny_tokenizer(), slots=64, layers=(0, 1), background=TEXTS, shared_values=shared)
+            for shared in (True, False)
         )
         usage = shared.usage["0"]
         assert usage.batches == len(TEXTS)
@@ -335,7 +336,9 @@ class TestGraft:
         slots = torch.arange(64)
         first, second = (separate.usage[name] for name in ("0", "1"))
         assert torch.equal(usage.accesses_of(slots), first.accesses_of(slots) + second.accesses_of(slots))
-        assert (usage.document_frequency_of(slots) >= torch.maximum(first.document_frequency_of(slots), second.document_frequency_of(slots))).all()
+        assert (
+            usage.document_frequency_of(slots) >= torch.maximum(first.document_frequency_of(slots), second.document_frequency_of(slots))
+        ).all()
 
     @pytest.mark.parametrize("name", ["gpt2", "opt"])
     def test_a_context_shorter_than_a_document_is_respected(self, name: str) -> None:

@@ -17,7 +17,7 @@ from memgraft.reference import dense_read
 from memgraft.teaching import FrozenPrefix, Recipe, frozen, micro_batches, read_gradients
 from memgraft.usage import count_accesses
 from memgraft.writers import address_matrix
-from tests.models import dense, fill, random_batch, random_rows, random_tokens, tiny_graft, tiny_model, token_rows
+from tests.models import dense, fill, random_batch, random_tokens, tiny_graft, tiny_model, token_rows
 
 LENGTHS = (11, 9, 8)  # near enough to be computed together
 
@@ -36,7 +36,7 @@ def counts(model: GraftedModel, recorder: Recorder, table: str = "0") -> tuple[l
     return slots.tolist(), number.tolist()
 
 
-def in_order_of_tokens(model: GraftedModel, recorder: Recorder, table: str = "0") -> tuple[Tensor, Tensor, Tensor]:
+def reads_of(model: GraftedModel, recorder: Recorder, table: str = "0") -> tuple[Tensor, Tensor, Tensor]:
     address, gradient = recorder.of_table(model, table)
     return address.slots, address.weights, gradient
 
@@ -54,7 +54,7 @@ class TestCounts:
         model = self.graft()
         tokens = random_tokens(*LENGTHS)
         recorder = record(model, *token_rows(tokens))
-        embedded = model.base.get_input_embeddings()(torch.tensor(sum(tokens, [])))
+        embedded = model.base.get_input_embeddings()(torch.tensor([token for row in tokens for token in row]))
         expected = model.layer(0).address(embedded).slots.flatten().tolist()
         assert counts(model, recorder) == (sorted(set(expected)), [expected.count(slot) for slot in sorted(set(expected))])
         assert sum(counts(model, recorder)[1]) == sum(LENGTHS) * 2 * 4
@@ -90,7 +90,9 @@ def test_activation_checkpointing_counts_once_and_changes_no_gradient(settings: 
     model = fill(tiny_graft(tiny_model(depth=3), **settings), every=2)
     tokens = token_rows(random_tokens(*LENGTHS))
     model.base.train()
-    embedded = model.base.get_input_embeddings()(tokens[0]).detach().requires_grad_(True)  # the reentrant kind needs an input with a gradient
+    embedded = (
+        model.base.get_input_embeddings()(tokens[0]).detach().requires_grad_(True)
+    )  # the reentrant kind needs an input with a gradient
     calls: list[int] = []
     model.base.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
 
@@ -107,7 +109,7 @@ def test_activation_checkpointing_counts_once_and_changes_no_gradient(settings: 
     checkpointed = run()
     assert len(calls) == 3  # it did run twice
     for table in model.config.tables:
-        for a, b in zip(in_order_of_tokens(model, checkpointed, table), in_order_of_tokens(model, plain, table), strict=True):
+        for a, b in zip(reads_of(model, checkpointed, table), reads_of(model, plain, table), strict=True):
             assert torch.equal(a, b)
         assert plain.of_table(model, table)[1].abs().sum() > 0
 
@@ -170,18 +172,18 @@ def test_gradients_are_the_same_over_micro_batches_and_over_the_frozen_prefix() 
         again_loss, again = read_gradients(model, batch, 0, Recipe(), prefix)
     assert list(prefix.kept) == [(0, 0)]
     assert cut_loss == pytest.approx(whole_loss, rel=1e-5)
-    for found, expected in zip(in_order_of_tokens(model, cut), in_order_of_tokens(model, whole), strict=True):
+    for found, expected in zip(reads_of(model, cut), reads_of(model, whole), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
     for loss, recorder in ((cached_loss, cached), (again_loss, again)):
         assert loss == whole_loss
-        for found, expected in zip(in_order_of_tokens(model, recorder), in_order_of_tokens(model, whole), strict=True):
+        for found, expected in zip(reads_of(model, recorder), reads_of(model, whole), strict=True):
             assert torch.equal(found, expected)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.integers(1, 100))
 def test_micro_batches_hold_every_sequence_once_and_stay_within_the_limit(lengths: list[int], limit: int) -> None:
     parts = micro_batches(random_batch(*lengths, targets=1), limit)
-    assert sorted(sum((part.tolist() for part in parts), [])) == list(range(len(lengths)))
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(lengths)))
     for part in parts:
         width = max(lengths[index] for index in part.tolist())
         assert len(part) == 1 or len(part) * width <= limit
@@ -212,5 +214,3 @@ def test_a_matrix_of_weights_adds_the_heads_that_read_a_slot() -> None:
     address = Address(torch.tensor([[[3, 1], [1, 5]]]), torch.tensor([[[0.5, 0.25], [0.125, 1.0]]]))
     assert address_matrix(address, torch.tensor([1, 2, 5])).tolist() == [[0.375, 0.0, 1.0]]
     assert address_matrix(address, torch.zeros(0, dtype=torch.int64)).shape == (1, 0)
-
-

@@ -63,8 +63,8 @@ def summary(lesson: dict[str, Any]) -> str:
     lines = []
     if facts:
         unseen = sum(bool(fact.get("unseen_wording")) for fact in facts)
-        asked = "all in a wording that was not taught" if unseen == len(facts) else f"{unseen} of them in a wording that was not taught"
-        lines.append(f"{record['learned']} of {len(facts)} facts learned; asked {asked}")
+        asked = "all" if unseen == len(facts) else f"{unseen} of them"
+        lines.append(f"{record['learned']} of {len(facts)} facts learned ({asked} asked in a wording that was not taught)")
     rows = sum(lesson["rows"].values())
     per_batch = f", {record['rows_per_batch']:.1f} per {'fact' if facts else 'example'}" if "rows_per_batch" in record else ""
     by_table = ", ".join(f"{count:,} in table {table}" for table, count in lesson["rows"].items())

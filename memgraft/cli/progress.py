@@ -18,7 +18,7 @@ class Stages:
     """A context in which stages follow each other, each with a bar where its length is known."""
 
     def __init__(self) -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
         self._console = console(stderr=True)
         self.live = self._console.is_terminal
@@ -26,7 +26,6 @@ class Stages:
             SpinnerColumn(),
             TextColumn("{task.description}", markup=False),
             BarColumn(),
-            MofNCompleteColumn(),
             TextColumn("{task.fields[detail]}", markup=False),
             TimeRemainingColumn(),
             console=self._console,
@@ -34,6 +33,7 @@ class Stages:
             disable=not self.live,
         )
         self._task: TaskID | None = None
+        self._total: int | None = None
 
     def __enter__(self) -> Stages:
         self._progress.start()
@@ -47,11 +47,13 @@ class Stages:
         if self._task is not None:
             self._progress.remove_task(self._task)
         self._task = self._progress.add_task(description, total=total, detail="")
+        self._total = total
 
     def advance(self, done: int, detail: str = "") -> None:
         """Where the stage is now."""
         assert self._task is not None
-        self._progress.update(self._task, completed=done, detail=detail)
+        count = "" if self._total is None else f"{done:,}/{self._total:,}"
+        self._progress.update(self._task, completed=done, detail=f"{count} {detail}".strip())
 
     def note(self, text: str) -> None:
         """A line of progress where there is no terminal to draw a bar in."""

@@ -61,7 +61,14 @@ def test_scores_equal_torchmetrics_on_random_pairs_with_unicode() -> None:
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("The  Beatles!", "beatles"), ("a theatre, an aunt", "theatre aunt"), ("U.S.", "us"), ("the", ""), ("Anna's\tcat\n", "annas cat")],
+    [
+        ("The  Beatles!", "beatles"),
+        ("a theatre, an aunt", "theatre aunt"),
+        ("U.S.", "us"),
+        ("the", ""),
+        ("Anna's\tcat\n", "annas cat"),
+        ("x–the–y", "x– –y"),
+    ],
 )
 def test_normalisation_drops_case_punctuation_articles_and_extra_space(text: str, expected: str) -> None:
     assert normalise(text) == expected
