@@ -14,15 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from benchmarks.measurement import Protocol
 from memgraft.baselines import train_lora
 from memgraft.config import Config
-from memgraft.encoding import TokenBatch, encode
+from memgraft.encoding import TokenBatch
 from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
+from memgraft.learning import prepare
 from memgraft.models import load_model
 from memgraft.probes.language_model import context_length
 from memgraft.teaching import Recipe, Step, teach
-from memgraft.wordings import chat_renderer, load_pool, teach_wordings
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
@@ -98,15 +98,8 @@ class Workshop:
 
     def batches(self, facts: Sequence[Fact], protocol: Protocol) -> list[TokenBatch]:
         """One batch a fact, the same for every arm."""
-        chat, contexts = chat_renderer(self.tokenizer), load_pool("contexts")
-        limit = context_length(self.base) or 2**20
-        count, seed = protocol.wordings, protocol.seed
-        return [
-            encode(
-                teach_wordings(fact, count=count, seed=seed, contexts=contexts, chat=chat), self.tokenizer, name=fact.name, max_length=limit
-            )
-            for fact in facts
-        ]
+        recipe = Recipe(passes=protocol.passes, wordings=protocol.wordings, seed=protocol.seed)
+        return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20)
 
     def teach(self, arm: Arm, batches: Sequence[TokenBatch], protocol: Protocol) -> Taught:
         """Teach the batches in the arm's way. The base model itself is never changed."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from memgraft.commits import Commit, Rows
     from memgraft.config import MemoryConfig
     from memgraft.errors import DataError, GraftError, MemgraftError, StoreError, TeachingError
-    from memgraft.graft import GraftedModel
+    from memgraft.grafted import GraftedModel
     from memgraft.grafting import graft
     from memgraft.models import LoadedModel, demo_model_path, load_model
     from memgraft.persistence import load
@@ -47,7 +47,7 @@ _MODULES = {
     "memgraft.commits": ("Commit", "Rows"),
     "memgraft.config": ("MemoryConfig",),
     "memgraft.errors": ("DataError", "GraftError", "MemgraftError", "StoreError", "TeachingError"),
-    "memgraft.graft": ("GraftedModel",),
+    "memgraft.grafted": ("GraftedModel",),
     "memgraft.grafting": ("graft",),
     "memgraft.models": ("LoadedModel", "demo_model_path", "load_model"),
     "memgraft.persistence": ("load",),

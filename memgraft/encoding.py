@@ -32,9 +32,28 @@ class TokenBatch:
     input_ids: Tensor  # (S, T) int64
     attention_mask: Tensor  # (S, T) bool, False at padding
     targets: Tensor  # (S, T) bool: the token at t is to be predicted, from those before it; never True at 0
+    rounds: tuple[int, ...] = (0,)  # the sequence with which each round starts; a pass teaches one round, in turn
 
     def __len__(self) -> int:
         return len(self.input_ids)
+
+    def round(self, turn: int) -> TokenBatch:
+        """The sequences that pass `turn`, counted from 0, teaches."""
+        number = turn % len(self.rounds)
+        part = slice(self.rounds[number], (*self.rounds, len(self))[number + 1])
+        return TokenBatch(self.name, self.input_ids[part], self.attention_mask[part], self.targets[part])
+
+
+def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
+    """One batch with the sequences of each given one as a round."""
+    width = max(batch.input_ids.shape[1] for batch in batches)
+
+    def stack(name: str) -> Tensor:
+        tensors: list[Tensor] = [getattr(batch, name) for batch in batches]
+        return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
+
+    starts = tuple(sum(len(batch) for batch in batches[:number]) for number in range(len(batches)))
+    return TokenBatch(batches[0].name, stack("input_ids"), stack("attention_mask"), stack("targets"), starts)
 
 
 class _Tokens(NamedTuple):

@@ -15,7 +15,7 @@ from memgraft.blocks import find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig
 from memgraft.errors import GraftError
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
 from memgraft.probes.language_model import context_length, evaluating
 from memgraft.usage import UsageCounter

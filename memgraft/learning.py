@@ -7,43 +7,53 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from memgraft.commits import Commit
 from memgraft.data import ExampleSet, read_examples
-from memgraft.encoding import TokenBatch, chunk, encode
+from memgraft.encoding import TokenBatch, chunk, encode, joined
 from memgraft.errors import MemgraftError
 from memgraft.examples import Example, Fact, Text
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.probes import QAProbe, QuestionRow, measure
 from memgraft.probes.language_model import context_length
 from memgraft.probes.scores import Scores
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.usage import Usage, merge_taught
-from memgraft.wordings import chat_renderer, load_pool, teach_wordings
+from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
 
 CHUNK_TOKENS = 512  # Lin et al. 2025 §4.2
 
 
-def prepare(model: GraftedModel, examples: Sequence[Example], recipe: Recipe) -> list[TokenBatch]:
-    """A batch per fact (its wordings), completion or conversation, and one per chunk of a text.
+def prepare(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int) -> list[TokenBatch]:
+    """A batch per fact, completion or conversation, and one per chunk of a text.
+
+    A fact's batch has a round of wordings for each pass: in fresh frames and contexts every time, what is learned carries over to
+    unseen wordings far better than with the same ones again.
 
     Raises:
-        DataError, TeachingError: an example without a token to learn, or longer than the model's context.
+        DataError, TeachingError: an example without a token to learn, or longer than `max_length` tokens.
     """
-    tokenizer = model.tokenizer
     chat, contexts = chat_renderer(tokenizer), load_pool("contexts")
-    limit = context_length(model.base) or 2**20
+    eos = str(tokenizer.eos_token or "")
+
+    def wordings(example: Example, turn: int) -> tuple[Wording, ...]:
+        seed = recipe.seed * 1000 + turn
+        return teach_wordings(example, count=recipe.wordings, seed=seed, contexts=contexts, chat=chat, eos=eos)
+
+    def tokens(parts: Sequence[Wording], name: str) -> TokenBatch:
+        return encode(parts, tokenizer, name=name, max_length=max_length, loss=recipe.loss)
+
     batches = []
     for example in examples:
-        eos = str(tokenizer.eos_token or "")
-        wordings = teach_wordings(example, count=recipe.wordings, seed=recipe.seed, contexts=contexts, chat=chat, eos=eos)
-        if isinstance(example, Text):
-            parts = chunk(wordings[0], tokenizer, max_length=min(limit, CHUNK_TOKENS))
+        if isinstance(example, Fact):
+            batches.append(joined([tokens(wordings(example, turn), example.name) for turn in range(recipe.passes)]))
+        elif isinstance(example, Text):
+            parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]
-            batches += [
-                encode([part], tokenizer, name=name, max_length=limit, loss=recipe.loss) for name, part in zip(names, parts, strict=True)
-            ]
+            batches += [tokens([part], name) for name, part in zip(names, parts, strict=True)]
         else:
-            batches.append(encode(wordings, tokenizer, name=example.name, max_length=limit, loss=recipe.loss))
+            batches.append(tokens(wordings(example, 0), example.name))
     return batches
 
 
@@ -89,7 +99,7 @@ def learn(
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
-    batches = prepare(model, examples.examples, recipe)
+    batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20)
     probe = test_questions(examples.examples) if test else None
     before = None
     if probe:

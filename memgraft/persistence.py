@@ -9,7 +9,7 @@ import memgraft
 from memgraft.background import Background
 from memgraft.errors import StoreError
 from memgraft.fingerprint import BaseFingerprint, TokenizerFingerprint
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.history import History
 from memgraft.models import Dtype, load_model
 from memgraft.store import MemoryStore, StoreSpec

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.memory import Address
 
 

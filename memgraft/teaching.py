@@ -23,7 +23,7 @@ from memgraft.commits import Rows
 from memgraft.config import Config
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.ranking import Ranking, choose, score
 from memgraft.reads import Recorder, recording
 from memgraft.usage import Usage, count_accesses
@@ -39,7 +39,7 @@ class Recipe(Config):
     passes: int = Field(6, gt=0, description="times that each batch is taught, at most")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
-    wordings: int = Field(12, gt=0, description="wordings a fact")
+    wordings: int = Field(12, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
     seed: int = Field(0, description="order of batches, wordings and the random ranking")
@@ -202,7 +202,7 @@ def teach(
         raise TeachingError("nothing to teach: the lesson has no batches")
     before = model.rows()
     try:
-        with frozen(model):
+        with frozen(model), torch.enable_grad():
             return _teach(model, batches, recipe, model.usage if usage is None else usage, before, on_step)
     except BaseException:
         model.assign_rows(before)
@@ -231,8 +231,9 @@ def _teach(
             done += 1
             if recipe.until_loss is not None and last[index] <= recipe.until_loss:
                 continue
-            batch = batches[index]
-            loss, recorder = read_gradients(model, batch, index, recipe, prefix)
+            batch = batches[index].round(turn)
+            key = index + len(batches) * (turn % len(batches[index].rounds))
+            loss, recorder = read_gradients(model, batch, key, recipe, prefix)
             if not math.isfinite(loss):
                 raise TeachingError(f"{batch.name}: the loss is {loss} in pass {turn + 1}; nothing was written; try a lower learning rate")
             losses[turn][index] = last[index] = loss

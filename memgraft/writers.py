@@ -35,7 +35,7 @@ class SGD(Config):
     """Plain gradient descent on the chosen rows, the optimizer of Lin et al. 2025 §4."""
 
     name: Literal["sgd"] = "sgd"
-    learning_rate: float = Field(300.0, gt=0, description="step on a row, for the mean loss of a batch, in units of the read")
+    learning_rate: float = Field(3.0, gt=0, description="step on a row, for the mean loss of a batch; reads are in units of the residual norm")
     max_norm: float | None = Field(None, gt=0, description="clip the gradient of the chosen rows to this norm")
 
 
@@ -56,11 +56,14 @@ class LeastInterference(Config):
         ΔV = −η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G      D = 1 / (1 + μ · load)      λ′ = λ · mean diag(W D Wᵀ)
 
     The ridge form of MEMIT's update (Meng et al. 2023, arXiv 2210.07229, §4.2) with a diagonal background covariance:
-    `load` is a slot's background Σ weight² per token, times the number of slots (`Usage.load_of`).
+    `load` is a slot's background Σ weight² per token, times the number of slots (`Usage.load_of`). The rows of G longer than
+    `max_step` / η are cut to that length: a trust region per token, without which a few tokens with outlying gradients move the
+    memory by several times the residual stream's norm.
     """
 
     name: Literal["least-interference"] = "least-interference"
-    learning_rate: float = Field(100.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
+    learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
+    max_step: float | None = Field(0.3, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
     background_weight: float = Field(30.0, ge=0, description="μ: how much dearer a slot gets that the background reads")
     ridge: float = Field(1.0, gt=0, description="λ: ridge relative to the mean diagonal of W D Wᵀ")
 
@@ -132,6 +135,9 @@ def least_interference(writer: LeastInterference, matrix_TS: Tensor, gradient_TV
 
     The large products are fp32; the system itself, whose condition the ridge bounds, is solved in fp64.
     """
+    if writer.max_step is not None:
+        step = writer.learning_rate * gradient_TV.norm(dim=-1, keepdim=True)
+        gradient_TV = gradient_TV * (writer.max_step / step.clamp_min(writer.max_step))
     cheapness = 1.0 / (1.0 + writer.background_weight * load)  # D, (S,)
     weighted = matrix_TS * cheapness  # W D
     ridge = writer.ridge * (weighted * matrix_TS).sum(-1).mean()

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 from memgraft.commits import Rows
 from memgraft.config import MemoryConfig
 from memgraft.encoding import TokenBatch
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.usage import Usage, UsageCounter
 
 HIDDEN = 32

@@ -29,6 +29,6 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         memgraft.grapht  # noqa: B018
 
 
-@pytest.mark.parametrize("first", ["memgraft.graft", "from memgraft.graft import GraftedModel"])
+@pytest.mark.parametrize("first", ["memgraft.graft", "from memgraft.grafted import GraftedModel"])
 def test_graft_is_the_function_whatever_was_imported_before(first: str) -> None:
     run(f"import memgraft; {first}; assert callable(memgraft.graft) and memgraft.graft.__module__ == 'memgraft.grafting'")

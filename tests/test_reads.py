@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.memory import Address
 from memgraft.reads import Recorder, recording
 from memgraft.reference import dense_read

@@ -58,7 +58,7 @@ def train_lora(
         alpha: the adapter's output is scaled by alpha / rank.
         targets: names of the linear layers to adapt, or "all-linear": all but the output head.
         lr: AdamW's learning rate, constant.
-        passes: times that every batch is seen.
+        passes: times that every batch is seen, one of its rounds each time.
         weight_decay: AdamW's, on the adapter's weights.
         seed: of the adapter's start and of the order of the batches.
         on_progress: called after each step with the steps done, the steps in all and the step's loss.
@@ -98,9 +98,9 @@ def _train(
     order = torch.Generator().manual_seed(seed)
     losses: list[float] = []
     tuned.train()
-    for _ in range(passes):
+    for turn in range(passes):
         for index in torch.randperm(len(batches), generator=order).tolist():
-            losses.append(backward(tuned, batches[index]))
+            losses.append(backward(tuned, batches[index].round(turn)))
             if not math.isfinite(losses[-1]):
                 raise TeachingError(f"{batches[index].name}, step {len(losses)}: the loss is {losses[-1]}; use a lower lr than {lr:g}")
             optimizer.step()

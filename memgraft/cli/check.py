@@ -12,7 +12,7 @@ from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
 if TYPE_CHECKING:
-    from memgraft.graft import GraftedModel
+    from memgraft.grafted import GraftedModel
     from memgraft.probes import Change, DriftProbe, Probe
 
 FORGOT = 2

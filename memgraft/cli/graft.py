@@ -14,7 +14,7 @@ from memgraft.cli.progress import Stages
 from memgraft.errors import GraftError, StoreError
 
 if TYPE_CHECKING:
-    from memgraft.graft import GraftedModel
+    from memgraft.grafted import GraftedModel
 
 _STAGES = {"background": "writing background text", "usage": "counting how it uses the slots"}
 

@@ -13,7 +13,7 @@ import typer
 from memgraft.errors import MemgraftError
 
 if TYPE_CHECKING:
-    from memgraft.graft import GraftedModel
+    from memgraft.grafted import GraftedModel
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ class Stages:
             TimeRemainingColumn(),
             console=self._console,
             transient=True,
+            redirect_stdout=sys.stdout.isatty(),  # a bar moves out of the way of what is printed; a pipe gets it as it is
             disable=not self.live,
         )
         self._task: TaskID | None = None

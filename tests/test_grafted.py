@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from memgraft.blocks import find_blocks
 from memgraft.errors import GraftError
-from memgraft.graft import GraftedModel
+from memgraft.grafted import GraftedModel
 from memgraft.grafting import default_layers, graft
 from tests.models import (
     ARCHITECTURES,

@@ -6,6 +6,7 @@ enter the block and adds to them. With an empty memory it adds exact zeros, so l
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,20 +57,20 @@ class GraftedModel(nn.Module):
         self.history = History()
         self._enabled = True
         self._handles = [
-            self.blocks[layer].register_forward_pre_hook(self._hook(memory), with_kwargs=True)
+            # Not a closure: a deep copy of this model must read its own memory.
+            self.blocks[layer].register_forward_pre_hook(functools.partial(self._add_memory, memory), with_kwargs=True)
             for layer, memory in zip(config.layers, self.memories, strict=True)
         ]
         for layer, memory in zip(config.layers, self.memories, strict=True):
             memory.to(next(self.blocks[layer].parameters()).device)
 
-    def _hook(self, memory: nn.Module) -> Any:
-        def add_memory(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-            if not self._enabled:
-                return None
-            hidden_states = hidden_states_of(args, kwargs)
-            return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states))
-
-        return add_memory
+    def _add_memory(
+        self, memory: nn.Module, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if not self._enabled:
+            return None
+        hidden_states = hidden_states_of(args, kwargs)
+        return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states))
 
     def table(self, name: str) -> ValueTable:
         """A value table by name."""
