@@ -40,7 +40,8 @@ class Taught:
     """A taught model, ready to be measured, and what teaching it cost."""
 
     model: PreTrainedModel
-    setup_seconds: float  # CPU seconds, as all here, so that a busy machine does not count: loading, grafting, calibrating, background: once per model, not per lesson
+    # All times are CPU seconds, so that a busy machine does not count.
+    setup_seconds: float  # loading, grafting, calibrating, background: once per model, not per lesson
     seconds: float  # teaching
     bytes: int  # of what was learned
     rows: int | None  # memory rows that differ from zero, over all tables

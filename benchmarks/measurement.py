@@ -28,7 +28,7 @@ class Protocol(Config):
     dtype: str = Field(description="of the base model's weights")
     device: str = Field("cpu", description="kind of device that taught and measured")
     facts: int = Field(50, gt=0, description="facts taught, and as many controls")
-    wordings: int = Field(12, gt=0, description="training strings a fact")
+    wordings: int = Field(8, gt=0, description="training strings a fact in each pass, others every time")
     passes: int = Field(6, gt=0, description="times that every fact is taught")
     shots: int = Field(5, ge=0, description="examples in front of a test question")
     questions: int = Field(300, gt=0, description="WebQuestions asked")

@@ -7,6 +7,7 @@ start token may open a chat turn).
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -125,7 +126,7 @@ def write_background(
     seed: int = 0,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Documents sampled from the model (temperature 1, min-p .05), at least `tokens` tokens in all; every fourth batch is a chat.
+    """Documents sampled from the model (temperature 1, min-p .05), at least `tokens` tokens in all; every fourth is a chat.
 
     Args:
         length: tokens of a document at most; it ends earlier where the model ends it, or its context.
@@ -147,12 +148,16 @@ def write_background(
     with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
         while total < tokens:
-            chat = chats and len(written) // batch_size % 4 == 3
-            prompts = [rng.choice(chats) if chat else rng.choice(openings) for _ in range(batch_size)]
-            rows = [tokenizer(p, add_special_tokens=not chat).input_ids or [tokenizer.bos_token_id] for p in prompts]
+            count = min(batch_size, math.ceil((tokens - total) / length * 1.25))
+            chat = [bool(chats) and i % 4 == 3 for i in range(count)]
+            prompts = [rng.choice(chats) if is_chat else rng.choice(openings) for is_chat in chat]
+            rows = [
+                tokenizer(prompt, add_special_tokens=not is_chat).input_ids or [tokenizer.bos_token_id]
+                for prompt, is_chat in zip(prompts, chat, strict=True)
+            ]
             width = max(map(len, rows))
-            ids = torch.full((batch_size, width), int(pad or 0))
-            mask = torch.zeros(batch_size, width, dtype=torch.int64)
+            ids = torch.full((count, width), int(pad or 0))
+            mask = torch.zeros(count, width, dtype=torch.int64)
             for i, row in enumerate(rows):
                 ids[i, width - len(row) :] = torch.tensor(row)
                 mask[i, width - len(row) :] = 1

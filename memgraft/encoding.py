@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -32,6 +32,7 @@ class TokenBatch:
     input_ids: Tensor  # (S, T) int64
     attention_mask: Tensor  # (S, T) bool, False at padding
     targets: Tensor  # (S, T) bool: the token at t is to be predicted, from those before it; never True at 0
+    writable: Tensor | None = None  # (S, T) bool: tokens whose reads may be written, those of the example itself; None: all
     rounds: tuple[int, ...] = (0,)  # the sequence with which each round starts; a pass teaches one round, in turn
 
     def __len__(self) -> int:
@@ -41,19 +42,26 @@ class TokenBatch:
         """The sequences that pass `turn`, counted from 0, teaches."""
         number = turn % len(self.rounds)
         part = slice(self.rounds[number], (*self.rounds, len(self))[number + 1])
-        return TokenBatch(self.name, self.input_ids[part], self.attention_mask[part], self.targets[part])
+        writable = None if self.writable is None else self.writable[part]
+        return TokenBatch(self.name, self.input_ids[part], self.attention_mask[part], self.targets[part], writable)
 
 
 def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
     """One batch with the sequences of each given one as a round."""
     width = max(batch.input_ids.shape[1] for batch in batches)
 
-    def stack(name: str) -> Tensor:
-        tensors: list[Tensor] = [getattr(batch, name) for batch in batches]
+    def stack(tensors: Iterable[Tensor]) -> Tensor:
         return torch.cat([torch.nn.functional.pad(tensor, (0, width - tensor.shape[1])) for tensor in tensors])
 
     starts = tuple(sum(len(batch) for batch in batches[:number]) for number in range(len(batches)))
-    return TokenBatch(batches[0].name, stack("input_ids"), stack("attention_mask"), stack("targets"), starts)
+    return TokenBatch(
+        batches[0].name,
+        stack(batch.input_ids for batch in batches),
+        stack(batch.attention_mask for batch in batches),
+        stack(batch.targets for batch in batches),
+        stack(batch.attention_mask if batch.writable is None else batch.writable for batch in batches),
+        starts,
+    )
 
 
 class _Tokens(NamedTuple):
@@ -92,7 +100,8 @@ def encode(
         length = len(targets) - targets[::-1].index(True)
         if length > max_length:
             raise TeachingError(f"{where}: longer than the context: {length:,} tokens, the model takes {max_length:,}; shorten or split it")
-        rows.append((tokens.ids[:length], targets[:length]))
+        own = [stop > wording.own for _, stop in tokens.offsets]
+        rows.append((tokens.ids[:length], targets[:length], own[:length]))
     return _padded(name, rows, tokenizer)
 
 
@@ -175,17 +184,19 @@ def _overlaps(tokens: _Tokens, spans: Sequence[tuple[int, int]]) -> list[bool]:
     return overlaps
 
 
-def _padded(name: str, rows: Sequence[tuple[list[int], list[bool]]], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
-    longest = max(len(ids) for ids, _ in rows)
+def _padded(name: str, rows: Sequence[tuple[list[int], list[bool], list[bool]]], tokenizer: PreTrainedTokenizerBase) -> TokenBatch:
+    longest = max(len(ids) for ids, _, _ in rows)
     padding = tokenizer.pad_token_id
     input_ids = torch.full((len(rows), longest), padding if isinstance(padding, int) else 0, dtype=torch.int64)
     attention_mask = torch.zeros(input_ids.shape, dtype=torch.bool)
     targets = torch.zeros(input_ids.shape, dtype=torch.bool)
-    for row, (ids, marks) in enumerate(rows):
+    writable = torch.zeros(input_ids.shape, dtype=torch.bool)
+    for row, (ids, marks, own) in enumerate(rows):
         input_ids[row, : len(ids)] = torch.tensor(ids)
         attention_mask[row, : len(ids)] = True
         targets[row, : len(ids)] = torch.tensor(marks)
-    return TokenBatch(name, input_ids, attention_mask, targets)
+        writable[row, : len(ids)] = torch.tensor(own)
+    return TokenBatch(name, input_ids, attention_mask, targets, writable)
 
 
 def _excerpt(text: str) -> str:

@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total)
 
 DEFAULT_SLOTS = 2**16
 DEFAULT_BACKGROUND_TOKENS = 2**15
-DOCUMENT_TOKENS = 256
+DOCUMENT_TOKENS = 128
 
 
 def default_layers(depth: int) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ def recording(model: GraftedModel, recorder: Recorder, mask: Tensor) -> Iterator
     """Within, one pass (and its backward pass) is recorded.
 
     Args:
-        mask: (B, T) bool, which tokens are not padding.
+        mask: (B, T) bool, which tokens count: not padding, nor context that only leads up to what is taught.
     """
     kept = mask.flatten()
     recorded: set[int] = set()

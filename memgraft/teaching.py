@@ -142,13 +142,14 @@ def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Rec
     for number, part in enumerate(micro_batches(batch, recipe.micro_batch_tokens)):
         ids, mask = batch.input_ids[part].to(model.device), batch.attention_mask[part].to(model.device)
         targets = batch.targets[part].to(model.device)
+        writable = mask if batch.writable is None else batch.writable[part].to(model.device)
         width = int(mask.sum(-1).max())
-        ids, mask, targets = ids[:, :width], mask[:, :width], targets[:, :width]
+        ids, mask, targets, writable = (tensor[:, :width] for tensor in (ids, mask, targets, writable))
         with ExitStack() as stack:
             if prefix is not None:
                 hidden = prefix.hidden_states((key, number), ids, mask)
                 stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))
-            stack.enter_context(recording(model, recorder, mask))
+            stack.enter_context(recording(model, recorder, writable))
             logits = target_logits(model, targets, input_ids=ids, attention_mask=mask)
             loss = F.cross_entropy(logits.float(), ids[targets], reduction="sum") / total
             loss.backward()

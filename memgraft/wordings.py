@@ -46,6 +46,7 @@ class Wording:
     text: str
     spans: tuple[tuple[int, int], ...]  # [start, stop) in characters, in order, not overlapping
     special_tokens: bool = True  # whether the tokenizer adds its own; chat templates have written theirs already
+    own: int = 0  # the character where the example itself starts; contexts lie before it
 
     def __post_init__(self) -> None:
         edges = [edge for span in self.spans for edge in span]
@@ -153,14 +154,16 @@ def _framed(frame: Frame, target: QAPair, context: Sequence[QAPair], rng: random
     separator = rng.choice(("\n", "\n\n"))
     earlier = "".join(context_frame.fill(pair.question, pair.answer)[0].rstrip("\n") + separator for pair in context)
     text, start, stop = frame.fill(target.question, target.answer)
-    return Wording(earlier + text, ((len(earlier) + start, len(earlier) + stop),))
+    own = len(earlier) + max(0, text.lower().find(frame.rewrite(target.question).lower()))
+    return Wording(earlier + text, ((len(earlier) + start, len(earlier) + stop),), own=own)
 
 
 def _chatted(frame: ChatFrame, target: QAPair, context: Sequence[QAPair], chat: Renderer) -> Wording:
     """A conversation: earlier pairs as earlier turns, and only the last answer to learn."""
     turns = [turn for pair in (*context, target) for turn in frame.turns(pair.question, pair.answer)]
     text, spans = _learned_turns(turns, chat)
-    return Wording(text, spans[-1:], special_tokens=False)
+    own = max(0, text.rfind(target.question, 0, spans[-1][0]))
+    return Wording(text, spans[-1:], special_tokens=False, own=own)
 
 
 def _statement(sentence: str, answer: str) -> Wording:

@@ -35,7 +35,9 @@ class SGD(Config):
     """Plain gradient descent on the chosen rows, the optimizer of Lin et al. 2025 §4."""
 
     name: Literal["sgd"] = "sgd"
-    learning_rate: float = Field(3.0, gt=0, description="step on a row, for the mean loss of a batch; reads are in units of the residual norm")
+    learning_rate: float = Field(
+        3.0, gt=0, description="step on a row, for the mean loss of a batch; reads are in units of the residual norm"
+    )
     max_norm: float | None = Field(None, gt=0, description="clip the gradient of the chosen rows to this norm")
 
 

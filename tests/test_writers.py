@@ -102,8 +102,11 @@ def test_adam_keeps_state_only_for_rows_that_were_ever_chosen() -> None:
 
 
 def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: Tensor) -> Tensor:
-    """−η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G as it stands, in fp64."""
+    """−η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G as it stands, in fp64, the rows of G cut to the longest step."""
     weights, gradient = matrix.double(), gradient.double()
+    if writer.max_step is not None:
+        longest = writer.max_step / writer.learning_rate
+        gradient = torch.stack([row * min(1.0, longest / row.norm().item()) for row in gradient])
     cheapness = torch.diag(1 / (1 + writer.background_weight * load.double()))
     gram = weights @ cheapness @ weights.T
     ridge = writer.ridge * gram.diagonal().mean()
@@ -115,12 +118,13 @@ def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: 
     chosen=st.integers(1, 14),
     background_weight=st.sampled_from([0.0, 1.0, 30.0]),
     ridge=st.sampled_from([0.01, 0.3, 1.0, 10.0]),
+    max_step=st.sampled_from([None, 5.0, 1000.0]),  # rows of G are about √5 long, so some, or none, are cut
     seed=st.integers(0, 1000),
 )
 def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with_more(
-    tokens: int, chosen: int, background_weight: float, ridge: float, seed: int
+    tokens: int, chosen: int, background_weight: float, ridge: float, max_step: float | None, seed: int
 ) -> None:
-    writer = LeastInterference(learning_rate=3.0, background_weight=background_weight, ridge=ridge)
+    writer = LeastInterference(learning_rate=3.0, background_weight=background_weight, ridge=ridge, max_step=max_step)
     slots = torch.randperm(SLOTS, generator=torch.Generator().manual_seed(seed))[:chosen].sort().values
     address, gradient = random_address(tokens, seed), random_gradient(tokens, seed + 1)
     load = 4 * torch.rand(chosen, generator=torch.Generator().manual_seed(seed + 2))
@@ -137,7 +141,7 @@ def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with
 @pytest.mark.parametrize("tokens", [4, 40])
 def test_both_ways_to_solve_are_taken_and_agree_with_the_formula(tokens: int) -> None:
     address, gradient, load = random_address(tokens, 5), random_gradient(tokens, 6), torch.linspace(0, 3, 12)
-    writer, slots = LeastInterference(learning_rate=1.0, background_weight=2.0), torch.arange(0, SLOTS, 2)
+    writer, slots = LeastInterference(learning_rate=1.0, background_weight=2.0, max_step=None), torch.arange(0, SLOTS, 2)
     assert len(slots) == 12
     expected = explicit(writer, address_matrix(address, slots), gradient, load).float()
     torch.testing.assert_close(change(writer, address, gradient, slots, load=load), expected, atol=1e-6, rtol=1e-4)
@@ -145,9 +149,19 @@ def test_both_ways_to_solve_are_taken_and_agree_with_the_formula(tokens: int) ->
 
 def test_with_a_small_ridge_the_reads_move_by_the_learning_rate_along_minus_the_gradient() -> None:
     address, gradient = random_address(3, 0), random_gradient(3, 1)
-    writer, everything = LeastInterference(learning_rate=0.5, ridge=1e-4), torch.arange(SLOTS)
+    writer, everything = LeastInterference(learning_rate=0.5, ridge=1e-4, max_step=None), torch.arange(SLOTS)
     moved = dense_read(address, change(writer, address, gradient, everything))
     torch.testing.assert_close(moved, -0.5 * gradient, atol=1e-3, rtol=1e-3)
+
+
+def test_no_tokens_read_is_asked_to_move_further_than_the_longest_step() -> None:
+    address, gradient = random_address(3, 0), random_gradient(3, 1)
+    gradient[1] *= 1000
+    writer, everything = LeastInterference(learning_rate=0.5, ridge=1e-4, max_step=2.0), torch.arange(SLOTS)
+    moved = dense_read(address, change(writer, address, gradient, everything))
+    asked = -0.5 * gradient
+    asked[1] *= 2.0 / asked[1].norm()
+    torch.testing.assert_close(moved, asked, atol=1e-3, rtol=1e-3)
 
 
 def test_a_loaded_slot_moves_less_the_more_so_the_larger_mu() -> None:

@@ -7,8 +7,8 @@ both lessons back, and prove that what is left is the base model bit for bit.
 from __future__ import annotations
 
 import json
-import platform
 import os
+import platform
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ import torch
 import transformers
 
 import memgraft
-from memgraft.cli.console import console, print_table, say, short
+from memgraft.cli.console import print_table, say, short
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.commits import Commit
 from memgraft.data import ExampleSet, read_examples
@@ -46,6 +46,7 @@ from memgraft.report import (
     render_lesson_page,
 )
 from memgraft.teaching import Recipe
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -96,8 +97,10 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         model = _grafted(output, stages)
         lesson_data, corrections, probes = _material(model, quick)
         facts = [example for example in lesson_data.examples if isinstance(example, Fact)]
-        say(f"Grafted {model.base.config.name_or_path.rsplit('/', 1)[-1]}: memory layer in front of block "
-                  f"{model.config.layers[0]} of {len(model.blocks)}, {model.config.slots:,} slots, none of them written.")
+        say(
+            f"Grafted {Path(model.source).name}: memory layer in front of block "
+            f"{model.config.layers[0]} of {len(model.blocks)}, {model.config.slots:,} slots, none of them written."
+        )
         with model.without_memory():
             base_logits = _logits(model)
         recipe = Recipe()
@@ -253,7 +256,8 @@ def _print(result: Mapping[str, Any], answers: Answers, changes: Mapping[str, Ch
     )
     say("")
     say(
-        f"Lesson {short(result['lesson'])}: {result['facts']} facts, {result['rows_per_fact']:.0f} rows a fact, {result['rows']:,} rows in all, "
+        f"Lesson {short(result['lesson'])}: {result['facts']} facts, {result['rows_per_fact']:.0f} rows a fact, "
+        f"{result['rows']:,} rows in all, "
         f"{result['lesson_bytes'] / 1e6:.1f} MB."
     )
     same = "the base model again, bit for bit" if result["revert_bit_equal"] else "NOT the base model: this is a bug, please report it"
