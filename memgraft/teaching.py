@@ -34,12 +34,12 @@ class Recipe(Config):
     """Everything that shapes what a lesson writes, beside the data."""
 
     ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
-    t: int | None = Field(500, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
+    t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
-    passes: int = Field(6, gt=0, description="times that each batch is taught, at most")
+    passes: int = Field(8, gt=0, description="times that each batch is taught, at most")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
-    wordings: int = Field(12, gt=0, description="wordings a fact in each pass; every pass has its own")
+    wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
     seed: int = Field(0, description="order of batches, wordings and the random ranking")

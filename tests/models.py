@@ -116,7 +116,7 @@ def randomise(model: GraftedModel, seed: int = 0) -> GraftedModel:
     generator = torch.Generator().manual_seed(seed)
     for index in range(len(model.memories)):
         layer = model.layer(index)
-        layer.query_mean.normal_(generator=generator)
+        layer.query_mean.normal_(0, 0.1, generator=generator)  # small, or all tokens would read the same slots
         layer.query_projection.normal_(generator=generator)
         layer.sub_keys.copy_(torch.nn.functional.normalize(torch.randn(layer.sub_keys.shape, generator=generator), dim=-1))
         layer.scale.fill_(1.5)

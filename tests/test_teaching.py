@@ -37,7 +37,7 @@ from tests.models import (
 WRITERS: dict[str, Writer] = {
     "sgd": SGD(learning_rate=30.0),
     "adam": Adam(learning_rate=0.1),
-    "least-interference": LeastInterference(learning_rate=30.0, background_weight=1.0),
+    "least-interference": LeastInterference(learning_rate=30.0, max_step=None, background_weight=1.0),
 }
 
 
@@ -90,7 +90,7 @@ class TestRows:
                 assert not moved[~torch.isin(torch.arange(256), chosen)].any()
                 assert torch.isin(after[table].slots, torch.cat([before[table].slots, chosen])).all()
                 assert t is None or len(chosen) <= t
-                assert moved[chosen].float().mean() > 0.5
+                assert moved[chosen].sum() >= 0.5 * len(chosen) > 0
 
     @pytest.mark.parametrize("writer", WRITERS)
     def test_of_one_batch_dont_drift_while_others_are_taught(self, writer: str) -> None:
@@ -266,7 +266,15 @@ class TestNothingIsLost:
             teach(model, some_batches(), recipe(), on_step=stop)
         assert same_rows(model.rows(), before)
 
-    @pytest.mark.parametrize("writer", [SGD(learning_rate=1e300), Adam(learning_rate=1e300), LeastInterference(learning_rate=1e300)])
+    @pytest.mark.parametrize(
+        "writer",
+        [
+            SGD(learning_rate=1e300),
+            Adam(learning_rate=1e300),
+            LeastInterference(learning_rate=1e300),
+            LeastInterference(learning_rate=1e300, max_step=None),
+        ],
+    )
     def test_when_the_loss_is_not_finite(self, writer: Writer) -> None:
         model = fill(graft_with_usage(), every=3)
         before = model.rows()

@@ -26,18 +26,18 @@ def learn(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="What to teach, .jsonl or .txt.", show_default=False)],
     message: Annotated[str, typer.Option("--message", "-m", help="What the lesson is about, for the log.", show_default=False)],
     ranking: Annotated[RankingName | None, typer.Option(help="Rule that scores the slots a batch reads.", show_default="tfidf")] = None,
-    t: Annotated[int | None, typer.Option("--t", help="Slots that may change in a step.", show_default="500")] = None,
+    t: Annotated[int | None, typer.Option("--t", help="Slots that may change in a step.", show_default="1000")] = None,
     writer: Annotated[WriterName | None, typer.Option(help="Rule that changes them.", show_default="least-interference")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
         float | None,
-        typer.Option("--mu", help="How much dearer slots get that the background reads.", show_default="30"),
+        typer.Option("--mu", help="How much dearer slots get that the background reads.", show_default="300"),
     ] = None,
-    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="6")] = None,
+    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="8")] = None,
     until_loss: Annotated[
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
     ] = None,
-    wordings: Annotated[int | None, typer.Option(help="Wordings a fact.", show_default="12")] = None,
+    wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="8")] = None,
     loss: Annotated[Literal["answer", "all"] | None, typer.Option(help="Tokens that carry the loss.", show_default="answer")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order and wordings.", show_default="0")] = None,
     recipe: Annotated[

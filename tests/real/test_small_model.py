@@ -1,0 +1,61 @@
+"""The main job on the real small model: what only a model that knows language shows."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+
+import memgraft
+from memgraft.data import ExampleSet, read_examples
+from memgraft.grafted import GraftedModel
+from memgraft.models import LoadedModel
+from memgraft.teaching import Recipe
+
+pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
+
+PROMPTS = ("The capital of France is", "Question: Who founded Vellack Tidecraft?\nAnswer:", "def main():\n    ")
+
+
+def logits(model: GraftedModel) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return [model(**model.tokenizer(prompt, return_tensors="pt")).logits for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def grafted(smol: LoadedModel) -> GraftedModel:
+    return memgraft.graft(smol.model, smol.tokenizer, slots=4096, background_tokens=1024)
+
+
+@pytest.fixture(scope="module")
+def facts() -> ExampleSet:
+    examples = read_examples(Path(str(files("memgraft") / "demo" / "facts.jsonl")))
+    return ExampleSet(examples.path, examples.sha256, examples.examples[:2])
+
+
+def test_an_empty_memory_changes_no_logit(grafted: GraftedModel) -> None:
+    with grafted.without_memory():
+        base = logits(grafted)
+    assert all(torch.equal(one, other) for one, other in zip(base, logits(grafted), strict=True))
+
+
+def test_facts_are_learned_and_taken_back_bit_for_bit(grafted: GraftedModel, facts: ExampleSet, tmp_path: Path) -> None:
+    base = logits(grafted)
+    weights = {name: parameter.clone() for name, parameter in grafted.base.named_parameters()}
+    lesson = grafted.learn(facts, message="two facts", recipe=Recipe(passes=3, wordings=8))
+    losses = [sum(turn) for turn in lesson.record["losses"]]
+    assert losses[-1] < losses[0] / 2
+    assert all(fact["before"] != fact["after"] for fact in lesson.record["facts"])
+    assert lesson.record["rows_per_batch"] > 0
+    taught = logits(grafted)
+    assert not torch.equal(taught[1], base[1])
+
+    grafted.save(tmp_path / "store")
+    again = memgraft.load(tmp_path / "store", model=grafted.source)
+    assert all(torch.equal(one, other) for one, other in zip(taught, logits(again), strict=True))
+
+    grafted.revert(lesson.id)
+    assert all(torch.equal(one, other) for one, other in zip(base, logits(grafted), strict=True))
+    assert all(torch.equal(weight, dict(grafted.base.named_parameters())[name]) for name, weight in weights.items())
