@@ -100,7 +100,7 @@ def encode(
         length = len(targets) - targets[::-1].index(True)
         if length > max_length:
             raise TeachingError(f"{where}: longer than the context: {length:,} tokens, the model takes {max_length:,}; shorten or split it")
-        own = _overlaps(tokens, (wording.own,)) if wording.own else [True] * len(tokens.ids)
+        own = [stop > wording.own for _, stop in tokens.offsets]
         rows.append((tokens.ids[:length], targets[:length], own[:length]))
     return _padded(name, rows, tokenizer)
 

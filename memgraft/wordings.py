@@ -46,7 +46,7 @@ class Wording:
     text: str
     spans: tuple[tuple[int, int], ...]  # [start, stop) in characters, in order, not overlapping
     special_tokens: bool = True  # whether the tokenizer adds its own; chat templates have written theirs already
-    own: tuple[int, int] | None = None  # [start, stop) of the question or the words that lead up to the answer; None: all of it
+    own: int = 0  # the character where the example itself starts; contexts lie before it
 
     def __post_init__(self) -> None:
         edges = [edge for span in self.spans for edge in span]
@@ -154,7 +154,7 @@ def _framed(frame: Frame, target: QAPair, context: Sequence[QAPair], rng: random
     separator = rng.choice(("\n", "\n\n"))
     earlier = "".join(context_frame.fill(pair.question, pair.answer)[0].rstrip("\n") + separator for pair in context)
     text, start, stop = frame.fill(target.question, target.answer)
-    own = _place(frame.rewrite(target.question), earlier + text, len(earlier))
+    own = len(earlier) + max(0, text.lower().find(frame.rewrite(target.question).lower()))
     return Wording(earlier + text, ((len(earlier) + start, len(earlier) + stop),), own=own)
 
 
@@ -162,13 +162,8 @@ def _chatted(frame: ChatFrame, target: QAPair, context: Sequence[QAPair], chat: 
     """A conversation: earlier pairs as earlier turns, and only the last answer to learn."""
     turns = [turn for pair in (*context, target) for turn in frame.turns(pair.question, pair.answer)]
     text, spans = _learned_turns(turns, chat)
-    return Wording(text, spans[-1:], special_tokens=False, own=_place(target.question, text, text.rfind(target.question, 0, spans[-1][0])))
-
-
-def _place(question: str, text: str, start: int) -> tuple[int, int] | None:
-    """Where a question's words are in a text, from `start` on, without the mark that ends it."""
-    at = text.find(question, max(0, start))
-    return (at, at + len(question.rstrip("?？.!: "))) if at >= 0 and question.rstrip("?？.!: ") else None
+    own = max(0, text.rfind(target.question, 0, spans[-1][0]))
+    return Wording(text, spans[-1:], special_tokens=False, own=own)
 
 
 def _statement(sentence: str, answer: str) -> Wording:
@@ -179,7 +174,7 @@ def _statement(sentence: str, answer: str) -> Wording:
         return Wording(text, ((0, len(text)),))
     start, stop = places[-1]
     ends_the_sentence = not re.search(r"\w", sentence[stop:])
-    return Wording(text, ((start, len(text) if ends_the_sentence else stop),), own=(0, len(sentence[:start].rstrip())))
+    return Wording(text, ((start, len(text) if ends_the_sentence else stop),))
 
 
 def _conversation(example: Chat, chat: Renderer | None) -> Wording:

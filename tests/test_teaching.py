@@ -68,7 +68,7 @@ class TestRows:
     @given(
         writer=st.sampled_from([*WRITERS.values(), SGD(learning_rate=3.0, max_norm=0.01), Adam(learning_rate=0.1, max_norm=0.01)]),
         ranking=st.sampled_from(["tfidf", "kl", "kl-accesses", "tf", "all", "random"]),
-        t=st.sampled_from([5, 40, None]),
+        t=st.sampled_from([1, 7, 40, None]),
         micro_batch_tokens=st.sampled_from([1, 20, 10_000]),
         layers=st.sampled_from([{"layers": (1,)}, {"layers": (0, 1)}, {"layers": (0, 1), "shared_values": True}]),
         seed=st.integers(0, 100),
@@ -82,8 +82,7 @@ class TestRows:
         taught: list[str] = []
         lesson = teach(model, batches, chosen_by, on_step=lambda step: (taught.append(step.name), states.append(model.rows())))
         assert sorted(taught) == ["first", "second", "third"]
-        any_moved = False
-        for name, (before, after) in zip(taught, itertools.pairwise(states), strict=True):
+        for name, before, after in zip(taught, states, states[1:], strict=True):
             index = [batch.name for batch in batches].index(name)
             for table in model.config.tables:
                 chosen = lesson.batch_slots[table][index]
@@ -91,8 +90,7 @@ class TestRows:
                 assert not moved[~torch.isin(torch.arange(256), chosen)].any()
                 assert torch.isin(after[table].slots, torch.cat([before[table].slots, chosen])).all()
                 assert t is None or len(chosen) <= t
-                any_moved |= bool(moved.any())
-        assert any_moved
+                assert moved[chosen].sum() >= 0.5 * len(chosen) > 0
 
     @pytest.mark.parametrize("writer", WRITERS)
     def test_of_one_batch_dont_drift_while_others_are_taught(self, writer: str) -> None:
@@ -174,7 +172,7 @@ class TestALesson:
         model = tiny_graft(tiny_model(name, depth=6), layers=(5,), slots=256)
         model.usage = count_random_usage(model)
         lesson = teach(model, some_batches()[:1], recipe(writer=WRITERS["least-interference"], passes=4, t=100))
-        assert lesson.losses[-1][0] < 0.95 * lesson.losses[0][0]
+        assert lesson.losses[-1][0] < 0.9 * lesson.losses[0][0]
 
     def test_reports_the_mean_loss_over_the_target_tokens(self) -> None:
         model, batch = graft_with_usage(), some_batches()[0]
