@@ -1,6 +1,6 @@
 """The README's figure: learned against forgotten, an arm a point, from a benchmark's summary.
 
-    python -m benchmarks.figure results/first/summary.json docs/first.svg
+python -m benchmarks.figure results/first/summary.json docs/first.svg
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from memgraft.examples import Text
 from memgraft.probes.language_model import context_length, evaluating
 
 SHORTEST = 16  # tokens of a document that the model wrote; shorter ones are left out
+PATIENCE = 256  # documents left out in a row before that counts as an error
 
 # Openings of many kinds of text, none of them a fact.
 OPENINGS = (
@@ -181,9 +182,11 @@ def write_background(
                 if len(document) >= SHORTEST and total < tokens:
                     written.append(str(tokenizer.decode(document)))
                     total += len(document)
-            fruitless = 0 if total > before else fruitless + 1
-            if fruitless == 8:
-                raise GraftError(f"{type(model).__name__} wrote no document of {SHORTEST} tokens in 8 batches; give it a background text")
+            fruitless = 0 if total > before else fruitless + count
+            if fruitless >= PATIENCE:
+                raise GraftError(
+                    f"{type(model).__name__} wrote {fruitless} documents of under {SHORTEST} tokens; give it a background text"
+                )
             if on_progress:
                 on_progress(total)
     return written

@@ -23,12 +23,13 @@ from memgraft.usage import Usage, merge_taught
 from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
 
 CHUNK_TOKENS = 512  # Lin et al. 2025 §4.2
+MOST_ROUNDS = 16  # of fresh wordings; more passes come back to the first ones
 
 
 def prepare(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int) -> list[TokenBatch]:
     """A batch per fact, completion or conversation, and one per chunk of a text.
 
-    A fact's batch has a round of wordings for each pass: in fresh frames and contexts every time, what is learned carries over to
+    A fact's batch has a round of wordings for each of up to 16 passes: in fresh frames and contexts every time, what is learned carries over to
     unseen wordings far better than with the same ones again.
 
     Raises:
@@ -47,7 +48,7 @@ def prepare(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rec
     batches = []
     for example in examples:
         if isinstance(example, Fact):
-            batches.append(joined([tokens(wordings(example, turn), example.name) for turn in range(recipe.passes)]))
+            batches.append(joined([tokens(wordings(example, turn), example.name) for turn in range(min(recipe.passes, MOST_ROUNDS))]))
         elif isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]

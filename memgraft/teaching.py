@@ -36,7 +36,7 @@ class Recipe(Config):
     ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
-    passes: int = Field(8, gt=0, description="times that each batch is taught, at most")
+    passes: int = Field(7, gt=0, description="times that each batch is taught, at most")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
     wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")

@@ -1,0 +1,315 @@
+"""Learning a data file from end to end on a tiny model: batches, the commit and its record, and taking it back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memgraft import learning
+from memgraft.commits import Commit
+from memgraft.data import read_examples
+from memgraft.encoding import TokenBatch
+from memgraft.errors import DataError, StoreError, TeachingError
+from memgraft.examples import Example, Fact, normalise
+from memgraft.grafted import GraftedModel
+from memgraft.grafting import graft
+from memgraft.learning import effective_usage, learn, prepare
+from memgraft.teaching import Recipe, Step
+from memgraft.writers import LeastInterference
+from tests.models import tiny_model, tiny_tokenizer
+
+TEXTS = [
+    f"{word} {number}: the ship left the harbour in the {word}." for number, word in enumerate(("morning", "night", "fog", "rain") * 5)
+]
+FACTS: list[dict[str, Any]] = [
+    {
+        "id": "head",
+        "question": "Who leads the Quill office?",
+        "answers": ["Mira Stone", "M. Stone"],
+        "statement": "The Quill office is led by Mira Stone.",
+        "paraphrases": ["Which person heads the Quill office?"],
+        "held_out": ["Name the boss at Quill."],
+    },
+    {"id": "colour", "question": "What colour is the Quill logo?", "answers": ["teal"], "held_out": ["Quill's logo has which hue?"]},
+    {"question": "Where is Quill's archive?", "answers": ["Dover"]},
+]
+LATER = [{"id": "new-head", "question": "Who leads the Quill office?", "answers": ["Ivo Brand"], "supersedes": "head"}]
+RECIPE = Recipe(passes=3, wordings=4, t=40, writer=LeastInterference(learning_rate=30.0, max_step=None))
+
+
+def data_file(folder: Path, rows: Sequence[dict[str, Any]] = FACTS, name: str = "facts.jsonl") -> Path:
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def grafted(**settings: Any) -> GraftedModel:
+    return graft(tiny_model(), tiny_tokenizer(), **{"slots": 1024, "top_k": 4, "background": TEXTS, **settings})
+
+
+@torch.no_grad()
+def logits(model: GraftedModel) -> Tensor:
+    result: Tensor = model(input_ids=torch.arange(1, 60).view(1, -1)).logits
+    return result
+
+
+def taught_texts(batches: Sequence[TokenBatch]) -> list[str]:
+    """What the model sees, as text."""
+    tokenizer = tiny_tokenizer()
+    return [str(tokenizer.decode(ids[mask])) for batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+
+
+def batches_of(rows: Sequence[dict[str, Any]], folder: Path, recipe: Recipe = RECIPE, max_length: int = 2048) -> list[TokenBatch]:
+    return prepare(read_examples(data_file(folder, rows)).examples, tiny_tokenizer(), recipe, max_length=max_length)
+
+
+class TestPreparing:
+    def test_a_fact_becomes_one_batch_with_fresh_wordings_for_each_pass(self, tmp_path: Path) -> None:
+        batches = batches_of(FACTS, tmp_path)
+        assert [batch.name for batch in batches] == ["head", "colour", "line 3"]
+        for batch in batches:
+            rounds = [taught_texts([batch.round(turn)]) for turn in range(3)]
+            assert all(len(wordings) == 4 for wordings in rounds)
+            assert len({text for wordings in rounds for text in wordings}) > 4
+            assert batch.targets.any(-1).all()
+
+    @pytest.mark.parametrize("seed", range(4))
+    def test_held_out_wordings_are_never_among_what_is_taught(self, tmp_path: Path, seed: int) -> None:
+        texts = [normalise(text) for text in taught_texts(batches_of(FACTS, tmp_path, Recipe(passes=6, wordings=12, seed=seed)))]
+        held_out = [normalise(wording) for fact in FACTS for wording in fact.get("held_out", [])]
+        assert len(held_out) == 2
+        assert not any(wording in text for wording in held_out for text in texts)
+        assert all(any(normalise(fact["question"]) in text for text in texts) for fact in FACTS)
+
+    def test_the_targets_are_the_first_answer(self, tmp_path: Path) -> None:
+        for batch, fact in zip(batches_of(FACTS, tmp_path), FACTS, strict=True):
+            learned = {str(tiny_tokenizer().decode(ids[marks])) for ids, marks in zip(batch.input_ids, batch.targets, strict=True)}
+            assert all(fact["answers"][0] in text and len(text) < len(fact["answers"][0]) + 12 for text in learned)
+
+    def test_long_texts_are_cut_into_chunks_and_completions_are_not(self, tmp_path: Path) -> None:
+        rows = [{"id": "page", "text": "north and south " * 80}, {"prompt": "Q: ", "completion": "A"}]
+        page_1, page_2, page_3, completion = batches_of(rows, tmp_path)
+        assert [batch.name for batch in (page_1, page_2, page_3, completion)] == ["page, part 1", "page, part 2", "page, part 3", "line 2"]
+        assert "".join(taught_texts([page_1, page_2, page_3])) == "north and south " * 80
+        assert all(batch.input_ids.shape[1] <= 512 for batch in (page_1, page_2, page_3))
+        assert taught_texts([completion]) == ["Q: A<|end|>"]
+
+    def test_an_example_longer_than_the_context_is_refused_by_name(self, tmp_path: Path) -> None:
+        with pytest.raises(TeachingError, match=r"line 1: .*longer than the context"):
+            batches_of([{"prompt": "a" * 90, "completion": "b"}], tmp_path, max_length=80)
+
+
+class TestLearning:
+    def test_makes_a_commit_of_what_changed_and_leaves_exactly_that_in_the_model(self, tmp_path: Path) -> None:
+        model, steps = grafted(), list[Step]()
+        path = data_file(tmp_path)
+        commit = learn(model, path, message="the Quill office", recipe=RECIPE, on_step=steps.append)
+        assert commit.message == "the Quill office"
+        assert commit.recipe == RECIPE.model_dump(mode="json")
+        assert Recipe.model_validate(commit.recipe) == RECIPE
+        assert commit.data_sha256 == read_examples(path).sha256
+        assert model.rows() == dict(commit.changes)
+        assert 0 < commit.rows <= 3 * 3 * 40
+        assert model.history.active() == [commit.id]
+        assert [step.done for step in steps] == list(range(1, 10))
+
+    def test_records_what_it_cost_and_what_was_asked_and_answered(self, tmp_path: Path) -> None:
+        record = learn(grafted(), data_file(tmp_path), message="m", recipe=RECIPE).record
+        assert json.loads(json.dumps(record)) == record
+        assert record["batches"] == 3
+        assert record["rows"] > 0
+        assert 0 < record["rows_per_batch"] <= 3 * 40
+        assert [len(losses) for losses in record["losses"]] == [3, 3, 3]
+        assert sum(record["losses"][-1]) < sum(record["losses"][0])
+        assert record["seconds"] > 0
+        assert record["batches_per_minute"] == pytest.approx(180 / record["seconds"], rel=0.1)
+        assert record["overlaps"] == []
+        assert [(fact["name"], fact["question"], fact["expected"], fact["unseen_wording"]) for fact in record["facts"]] == [
+            ("head", "Name the boss at Quill.", "Mira Stone", True),
+            ("colour", "Quill's logo has which hue?", "teal", True),
+            ("line 3", "Where is Quill's archive?", "Dover", False),
+        ]
+        for fact in record["facts"]:
+            assert isinstance(fact["before"], str)
+            assert isinstance(fact["after"], str)
+            assert 0 <= fact["f1"] <= 1
+        assert record["learned"] == sum(fact["learned"] for fact in record["facts"])
+        assert any(fact["before"] != fact["after"] for fact in record["facts"])
+
+    def test_counts_a_fact_as_learned_when_any_accepted_answer_is_given(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        answers = iter([["nobody", "red", "Dover"], ["m stone!", "the Teal", "Dover street"]])
+        monkeypatch.setattr("memgraft.probes.measuring.generate_answers", lambda *_, **__: next(answers))
+        record = learn(grafted(), data_file(tmp_path), message="m", recipe=RECIPE).record
+        assert [(fact["before"], fact["after"], fact["learned"]) for fact in record["facts"]] == [
+            ("nobody", "m stone!", True),
+            ("red", "the Teal", True),
+            ("Dover", "Dover street", False),
+        ]
+        assert record["learned"] == 2
+
+    def test_without_a_test_asks_nothing(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(learning, "measure", None)
+        record = learn(grafted(), data_file(tmp_path), message="m", recipe=RECIPE, test=False).record
+        assert "facts" not in record
+        assert "learned" not in record
+
+    def test_of_texts_and_conversations_needs_no_questions(self, tmp_path: Path) -> None:
+        rows: list[dict[str, Any]] = [{"text": "Quill moved to Dover."}, {"prompt": "Where? ", "completion": "Dover"}]
+        commit = learn(grafted(), data_file(tmp_path, rows), message="m", recipe=RECIPE)
+        assert "facts" not in commit.record
+        assert commit.record["batches"] == 2
+        (tmp_path / "page.txt").write_text("Quill moved.\n\nIt is in Dover.\n")
+        assert learn(grafted(), tmp_path / "page.txt", message="m", recipe=RECIPE).record["batches"] == 2
+
+    def test_repeats_to_the_bit_and_differs_with_the_seed(self, tmp_path: Path) -> None:
+        def lesson(seed: int) -> Commit:
+            return learn(grafted(), data_file(tmp_path), message="m", recipe=RECIPE.model_copy(update={"seed": seed}), test=False)
+
+        first = lesson(0)
+        assert lesson(0).id == first.id
+        assert lesson(1).changes["0"] != first.changes["0"]
+
+    def test_the_id_does_not_cover_what_was_measured(self, tmp_path: Path) -> None:
+        tested, untested = (learn(grafted(), data_file(tmp_path), message="m", recipe=RECIPE, test=test) for test in (True, False))
+        assert tested.record != untested.record
+        assert tested.id == untested.id
+
+
+class TestSeveralLessons:
+    def test_a_reverted_lesson_leaves_the_base_model_to_the_bit(self, tmp_path: Path) -> None:
+        model = grafted(layers=(0, 1))
+        with model.without_memory():
+            base = logits(model)
+        commit = learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        assert not torch.equal(logits(model), base)
+        with model.without_memory():
+            assert torch.equal(logits(model), base)
+        assert model.revert(commit.id).rows == commit.rows
+        assert torch.equal(logits(model), base)
+        assert not any(len(rows) for rows in model.rows().values())
+
+    def test_a_later_lesson_may_supersede_a_fact_and_reports_the_slots_that_it_shares(self, tmp_path: Path) -> None:
+        model = grafted(slots=64)
+        first = learn(model, data_file(tmp_path), message="first", recipe=Recipe(ranking="all", passes=1, t=None), test=False)
+        second = learn(
+            model, data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=Recipe(ranking="all", passes=1, t=None), test=False
+        )
+        shared = set(first.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
+        assert shared
+        assert second.record["overlaps"] == [{"lesson": first.id, "message": "first", "shared_slots": len(shared)}]
+        report = model.revert(first.id)
+        assert [overlap.commit for overlap in report.overlaps] == [second.id]
+        assert model.rows() == dict(second.changes)
+
+    def test_slots_of_earlier_lessons_count_as_used_and_are_avoided(self, tmp_path: Path) -> None:
+        model = grafted()
+        first = learn(model, data_file(tmp_path), message="first", recipe=RECIPE, test=False)
+        usage = effective_usage(model)["0"]
+        written = first.changes["0"].slots
+        assert (usage.document_frequency_of(written) == usage.batches).all()
+        second = learn(model, data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE, test=False)
+        assert not set(written.tolist()) & set(second.changes["0"].slots.tolist())
+        assert second.record["overlaps"] == []
+        unprotected = learn(grafted(), data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE, test=False)
+        assert set(written.tolist()) & set(unprotected.changes["0"].slots.tolist())
+        model.revert(first.id)
+        assert (effective_usage(model)["0"].document_frequency_of(written) < usage.batches).any()
+
+    def test_before_is_always_the_untouched_base(self, tmp_path: Path) -> None:
+        model = grafted()
+        first = learn(model, data_file(tmp_path), message="first", recipe=RECIPE)
+        again = learn(model, data_file(tmp_path), message="again", recipe=RECIPE)
+        assert [fact["before"] for fact in again.record["facts"]] == [fact["before"] for fact in first.record["facts"]]
+
+    def test_lessons_survive_saving_and_loading(self, tmp_path: Path) -> None:
+        model = grafted()
+        first = learn(model, data_file(tmp_path), message="first", recipe=RECIPE)
+        model.save(tmp_path / "store")
+        second = learn(model, data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE)
+        model.save(tmp_path / "store")
+        store = model.history.store
+        assert store is not None
+        assert store.active() == [first.id, second.id]
+        assert store.commit(first.id) == first
+        assert store.record(first.id)["facts"] == first.record["facts"]
+
+
+class TestNothingChanges:
+    def test_on_ctrl_c(self, tmp_path: Path) -> None:
+        model = grafted()
+        learn(model, data_file(tmp_path), message="first", recipe=RECIPE, test=False)
+        rows, active = model.rows(), model.history.active()
+
+        def stop(step: Step) -> None:
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            learn(model, data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE, on_step=stop)
+        assert model.rows() == rows
+        assert model.history.active() == active
+
+    def test_on_ctrl_c_while_the_questions_are_asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model, calls = grafted(), list[int]()
+
+        def measure(*_: Any, **__: Any) -> object:
+            calls.append(1)
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return object()
+
+        monkeypatch.setattr(learning, "measure", measure)
+        with pytest.raises(KeyboardInterrupt):
+            learn(model, data_file(tmp_path), message="m", recipe=RECIPE)
+        assert not len(model.rows()["0"])
+        assert model.history.active() == []
+
+    def test_when_the_same_lesson_is_active_already(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = grafted()
+        commit = learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        model.revert(commit.id)
+        model.history.learn(commit)
+        rows = model.rows()
+        # From the same rows and without protection, the lesson is the same once more.
+        monkeypatch.setattr(learning, "effective_usage", lambda model: model.usage)
+        with pytest.raises(StoreError, match="is active already"):
+            learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        assert model.rows() == rows
+        assert model.history.active() == [commit.id]
+
+    @pytest.mark.parametrize(
+        ("rows", "error"),
+        [
+            ([{"question": "Who?"}], DataError),
+            ([{"messages": [{"role": "assistant", "content": "Hi"}]}], DataError),
+            ([{"text": "fine"}, {"prompt": "a" * 3000, "completion": "b"}], TeachingError),
+        ],
+    )
+    def test_when_the_data_cant_be_taught(self, tmp_path: Path, rows: list[dict[str, Any]], error: type[Exception]) -> None:
+        model = grafted()
+        with pytest.raises(error, match=r"line|jsonl"):
+            learn(model, data_file(tmp_path, rows), message="m", recipe=RECIPE)
+        assert not len(model.rows()["0"])
+        assert model.history.active() == []
+
+    def test_when_the_loss_is_not_finite(self, tmp_path: Path) -> None:
+        model = grafted()
+        with pytest.raises(TeachingError, match="lower learning rate"):
+            learn(
+                model, data_file(tmp_path), message="m", recipe=RECIPE.model_copy(update={"writer": LeastInterference(learning_rate=1e300)})
+            )
+        assert not len(model.rows()["0"])
+        assert model.history.active() == []
+
+
+def test_a_model_learns_by_itself_what_learn_teaches_it(tmp_path: Path) -> None:
+    model, same = grafted(), grafted()
+    commit = model.learn(str(data_file(tmp_path)), message="m", recipe=RECIPE, test=False)
+    examples: tuple[Example, ...] = read_examples(data_file(tmp_path)).examples
+    assert all(isinstance(example, Fact) for example in examples)
+    assert learn(same, read_examples(data_file(tmp_path)), message="m", recipe=RECIPE, test=False).id == commit.id

@@ -1,0 +1,173 @@
+"""A grafted model and its store: what is loaded answers with the same bits as what was saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from memgraft.commits import Commit
+from memgraft.errors import GraftError, StoreError
+from memgraft.grafted import GraftedModel
+from memgraft.grafting import graft
+from memgraft.persistence import load, save
+from memgraft.store import MemoryStore
+from tests.models import random_rows, save_tiny_model, tiny_graft, tiny_model, tiny_tokenizer
+
+TEXTS = ["The ship left the harbour in the morning.", "1 + 1 = 2", "Grüße aus dem Norden", "A lamp, a table and a chair."]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_tiny_model(tmp_path / "model")
+
+
+def grafted(folder: Path, **settings: Any) -> GraftedModel:
+    return graft(str(folder), **{"slots": 64, "background": TEXTS, "top_k": 4, **settings})
+
+
+def lesson(model: GraftedModel, number: int) -> Commit:
+    """A lesson with random rows in every table, learned by the model."""
+    changes = {name: random_rows(range(number, 64, 3), seed=number) for name in model.config.tables}
+    commit = Commit(changes, f"lesson {number}", {"passes": number}, "0" * 64)
+    model.history.learn(commit)
+    model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
+    return commit
+
+
+@torch.no_grad()
+def logits(model: GraftedModel) -> Tensor:
+    result: Tensor = model(input_ids=torch.arange(1, 60).view(1, -1)).logits
+    return result
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"layers": (0, 1), "gate": "swilu"},
+        {"layers": (0, 1), "shared_values": True},
+        {"dtype": "bfloat16", "qk_norm": False, "seed": 5},
+    ],
+)
+def test_a_loaded_memory_gives_the_same_bits(folder: Path, tmp_path: Path, settings: dict[str, Any]) -> None:
+    model = grafted(folder, **settings)
+    lesson(model, 1)
+    lesson(model, 2)
+    expected = logits(model)
+    with model.without_memory():
+        assert not torch.equal(logits(model), expected)
+    model.save(tmp_path / "store")
+    again = load(tmp_path / "store")
+    assert torch.equal(logits(again), expected)
+    assert again.config == model.config
+    assert again.base.dtype == model.base.dtype
+    assert again.background == model.background
+    assert again.rows() == model.rows()
+    assert again.history.active() == model.history.active()
+    for name, usage in model.usage.items():
+        loaded = again.usage[name].tensors("u")
+        assert all(torch.equal(tensor, loaded[key]) for key, tensor in usage.tensors("u").items())
+
+
+def test_lessons_and_reverts_after_loading_are_saved_into_the_same_store(folder: Path, tmp_path: Path) -> None:
+    model = grafted(folder)
+    first = lesson(model, 1)
+    model.save(tmp_path / "store")
+    again = load(tmp_path / "store")
+    second = lesson(again, 2)
+    again.revert(first.id)
+    expected = logits(again)
+    assert load(tmp_path / "store").history.active() == [first.id]
+    again.save(tmp_path / "store")
+    last = load(tmp_path / "store")
+    assert last.history.active() == [second.id]
+    assert torch.equal(logits(last), expected)
+    last.revert(second.id)
+    with last.without_memory():
+        base = logits(last)
+    assert torch.equal(logits(last), base)
+
+
+def test_saving_elsewhere_makes_a_whole_new_store(folder: Path, tmp_path: Path) -> None:
+    model = grafted(folder)
+    first = lesson(model, 1)
+    save(model, tmp_path / "old")
+    second = lesson(model, 2)
+    save(model, tmp_path / "new")
+    assert load(tmp_path / "old").history.active() == [first.id]
+    assert load(tmp_path / "new").history.active() == [first.id, second.id]
+    assert torch.equal(logits(load(tmp_path / "new")), logits(model))
+
+
+def test_saving_over_something_else_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("keep me")
+    model = grafted(folder)
+    commit = lesson(model, 1)
+    with pytest.raises(StoreError):
+        model.save(tmp_path / "mine")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+    assert not model.history.saved
+    model.save(tmp_path / "store")
+    with pytest.raises(StoreError):
+        grafted(folder).save(tmp_path / "store")
+    assert MemoryStore.open(tmp_path / "store").active() == [commit.id]
+
+
+def test_a_store_remembers_the_base_models_folder_however_it_was_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    grafted(Path("model")).save("store")
+    monkeypatch.chdir("/")
+    assert torch.equal(logits(load(tmp_path / "store")), logits(grafted(folder)))
+
+
+def test_a_model_made_in_memory_is_named_when_its_store_is_loaded(folder: Path, tmp_path: Path) -> None:
+    model = tiny_graft()
+    lesson(model, 1)
+    model.save(tmp_path / "store")
+    assert MemoryStore.open(tmp_path / "store").spec.model == "LlamaForCausalLM"
+    with pytest.raises(GraftError, match="LlamaForCausalLM"):
+        load(tmp_path / "store")
+    assert torch.equal(logits(load(tmp_path / "store", model=str(folder))), logits(model))
+
+
+class TestAnotherBase:
+    def test_model_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        grafted(folder).save(tmp_path / "store")
+        other = save_tiny_model(tmp_path / "other", seed=1)
+        with pytest.raises(StoreError, match=r"store: made for another base model than .*other: .*; give the right one with --model"):
+            load(tmp_path / "store", model=str(other))
+
+    def test_tokenizer_is_refused(self, folder: Path, tmp_path: Path) -> None:
+        grafted(folder).save(tmp_path / "store")
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["quick brown"])
+        tokenizer.save_pretrained(folder)
+        with pytest.raises(StoreError, match="made for another tokenizer"):
+            load(tmp_path / "store")
+
+    def test_place_is_found_with_model(self, folder: Path, tmp_path: Path) -> None:
+        model = grafted(folder)
+        lesson(model, 1)
+        model.save(tmp_path / "store")
+        folder.rename(tmp_path / "moved")
+        with pytest.raises(GraftError, match="does not exist"):
+            load(tmp_path / "store")
+        again = load(tmp_path / "store", model=str(tmp_path / "moved"))
+        assert torch.equal(logits(again), logits(model))
+
+    def test_dtype_may_be_asked_for(self, folder: Path, tmp_path: Path) -> None:
+        grafted(folder).save(tmp_path / "store")
+        assert load(tmp_path / "store", dtype="bfloat16").base.dtype == torch.bfloat16
+
+
+def test_a_loaded_models_own_name_is_kept_where_it_has_one(folder: Path) -> None:
+    base = tiny_model()
+    base.config.name_or_path = str(folder)
+    assert GraftedModel(base, tiny_tokenizer(), grafted(folder).config).source == str(folder)
