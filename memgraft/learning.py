@@ -29,8 +29,8 @@ MOST_ROUNDS = 16  # of fresh wordings; more passes come back to the first ones
 def prepare(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int) -> list[TokenBatch]:
     """A batch per fact, completion or conversation, and one per chunk of a text.
 
-    A fact's batch has a round of wordings for each of up to 16 passes: in fresh frames and contexts every time, what is learned carries over to
-    unseen wordings far better than with the same ones again.
+    A fact's batch has a round of wordings for each of up to 16 passes: in fresh frames and contexts every time, what is learned
+    carries over to unseen wordings far better than with the same ones again.
 
     Raises:
         DataError, TeachingError: an example without a token to learn, or longer than `max_length` tokens.

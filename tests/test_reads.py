@@ -155,11 +155,11 @@ def test_gradients_at_the_read_are_those_of_autograd_through_a_dense_table(setti
     kept = batch.attention_mask.flatten()
     for index, read in enumerate(reads):
         assert read.grad is not None
-        torch.testing.assert_close(recorder.reads[index][0].gradient, read.grad[kept], atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(recorder.reads[index][0].gradient, read.grad[kept], atol=2e-6, rtol=1e-4)
         assert not read.grad[~kept].any()
     for name, table in tables.items():
         address, gradient = recorder.of_table(model, name)
-        torch.testing.assert_close(address_matrix(address, torch.arange(64)).T @ gradient, table.grad, atol=1e-7, rtol=1e-4)
+        torch.testing.assert_close(address_matrix(address, torch.arange(64)).T @ gradient, table.grad, atol=2e-6, rtol=1e-4)
 
 
 def test_gradients_are_the_same_over_micro_batches_and_over_the_frozen_prefix() -> None:
