@@ -53,7 +53,7 @@ def graft_with_usage(**settings: Any) -> GraftedModel:
 
 
 def recipe(**settings: Any) -> Recipe:
-    return Recipe.model_validate({"t": 20, "passes": 2, "writer": WRITERS["sgd"], **settings})
+    return Recipe.model_validate({"t": 20, "passes": 2, "shrink": 1.0, "writer": WRITERS["sgd"], **settings})
 
 
 def bits(rows: Rows, slots: int) -> Tensor:
@@ -411,3 +411,15 @@ def test_a_recipe_survives_json() -> None:
     for writer in WRITERS.values():
         chosen = recipe(writer=writer, until_loss=0.1)
         assert Recipe.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_a_lesson_is_shrunk_at_its_end_and_the_tables_hold_what_it_says(factor: float) -> None:
+    batches = [random_batch(9, 5, seed=1)]
+    whole = teach(graft_with_usage(), batches, recipe())
+    model = graft_with_usage()
+    lesson = teach(model, batches, recipe(shrink=factor))
+    for name, rows in lesson.changes.items():
+        assert torch.equal(rows.slots, whole.changes[name].slots)
+        assert torch.equal(rows.values, whole.changes[name].values * factor)
+        assert torch.equal(model.table(name).rows.values[torch.isin(model.table(name).rows.slots, rows.slots)], rows.values)
