@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memgraft.blocks import find_blocks
+from memgraft.blocks import find_blocks, hidden_states_before
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
-from memgraft.grafting import default_layers, graft
+from memgraft.grafting import background_states, default_layers, graft
 from tests.models import (
     ARCHITECTURES,
     HIDDEN,
@@ -156,6 +156,18 @@ class TestAWrittenMemory:
         expected = logits(copy.deepcopy(base), inputs)
         assert torch.equal(logits(fill(tiny_graft(base)).detach(), inputs), expected)
         assert not any(block._forward_pre_hooks for block in find_blocks(base))
+
+    def test_of_a_deep_copy_is_its_own(self) -> None:
+        grafted, inputs = tiny_graft(layers=(0, 1)), padded_inputs(left=False)
+        base = logits(grafted, inputs)
+        copied = fill(copy.deepcopy(grafted))
+        assert torch.equal(logits(grafted, inputs), base)
+        taught = logits(copied, inputs)
+        assert not torch.equal(taught, base)
+        with grafted.without_memory():
+            assert torch.equal(logits(copied, inputs), taught)
+        fill(grafted)
+        assert torch.equal(logits(grafted, inputs), taught)
 
     def test_works_under_activation_checkpointing(self) -> None:
         grafted, inputs = fill(tiny_graft(layers=(0, 1))), padded_inputs(left=False)
@@ -324,6 +336,25 @@ class TestGraft:
         assert torch.equal(torch.get_rng_state(), state)
         assert grafted.background == expected.background
         assert torch.equal(grafted.layer(0).sub_keys, expected.layer(0).sub_keys)
+
+    def test_calibration_leaves_out_the_first_token_of_each_document(self) -> None:
+        grafted = graft(tiny_model(), tiny_tokenizer(), slots=64, background=TEXTS)
+        parts = [tiny_tokenizer()(text).input_ids for text in TEXTS]
+        with torch.no_grad():
+            hidden = [hidden_states_before(grafted.base, grafted.blocks, 1, input_ids=torch.tensor([part]))[0] for part in parts]
+        expected = torch.cat([states[1:] for states in hidden])
+        torch.testing.assert_close(grafted.layer(0).query_mean, expected.mean(0))
+        assert not torch.allclose(grafted.layer(0).query_mean, torch.cat(hidden).mean(0), atol=1e-4)
+
+    def test_background_states_are_the_bases_in_the_order_given_whatever_the_memory_holds(self) -> None:
+        grafted = fill(tiny_graft(layers=(0, 1)))
+        parts = random_tokens(*range(20, 2, -1))
+        found = background_states(grafted, 1, parts, batch_size=4)
+        assert [len(states) for states in found] == list(range(20, 2, -1))
+        for part, states in zip(parts, found, strict=True):
+            with grafted.without_memory():
+                alone = hidden_states_before(grafted.base, grafted.blocks, 1, input_ids=torch.tensor([part]))[0]
+            torch.testing.assert_close(states, alone, atol=1e-5, rtol=1e-5)
 
     def test_usage_counts_a_document_once_in_a_table_that_layers_share(self) -> None:
         shared, separate = (

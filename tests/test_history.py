@@ -160,8 +160,11 @@ class TestSaving:
         history.learn(THIRD)
         history.revert(SECOND.id)
         expected = state(history)
-        history.save(store(tmp_path / "new"))
+        new = store(tmp_path / "new")
+        history.save(new)
         assert history.saved
+        assert history.store is new
+        assert state(history) == expected
         assert MemoryStore.open(tmp_path / "new").active() == [FIRST.id, THIRD.id]
         assert state(History(MemoryStore.open(tmp_path / "new"))) == expected
         assert MemoryStore.open(tmp_path / "old").active() == [FIRST.id]

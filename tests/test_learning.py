@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from memgraft import learning
-from memgraft.commits import Commit
+from memgraft.commits import Commit, sum_rows
 from memgraft.data import read_examples
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError, StoreError, TeachingError
@@ -22,7 +22,7 @@ from memgraft.grafting import graft
 from memgraft.learning import effective_usage, learn, prepare
 from memgraft.teaching import Recipe, Step
 from memgraft.writers import LeastInterference
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import HIDDEN, tiny_model, tiny_tokenizer
 
 TEXTS = [
     f"{word} {number}: the ship left the harbour in the {word}." for number, word in enumerate(("morning", "night", "fog", "rain") * 5)
@@ -196,13 +196,19 @@ class TestSeveralLessons:
 
     def test_a_later_lesson_may_supersede_a_fact_and_reports_the_slots_that_it_shares(self, tmp_path: Path) -> None:
         model = grafted(slots=64)
-        first = learn(model, data_file(tmp_path), message="first", recipe=Recipe(ranking="all", passes=1, t=None), test=False)
+        first = learn(model, data_file(tmp_path), message="first", recipe=Recipe(ranking="all", passes=1, t=None, shrink=1.0), test=False)
         second = learn(
-            model, data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=Recipe(ranking="all", passes=1, t=None), test=False
+            model,
+            data_file(tmp_path, LATER, "later.jsonl"),
+            message="second",
+            recipe=Recipe(ranking="all", passes=1, t=None, shrink=1.0),
+            test=False,
         )
         shared = set(first.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
         assert shared
         assert second.record["overlaps"] == [{"lesson": first.id, "message": "first", "shared_slots": len(shared)}]
+        # Live rows are the sum of the lessons to the bit, which first + (second - first) need not be.
+        assert model.rows() == {"0": sum_rows([first.changes["0"], second.changes["0"]], HIDDEN)}
         report = model.revert(first.id)
         assert [overlap.commit for overlap in report.overlaps] == [second.id]
         assert model.rows() == dict(second.changes)

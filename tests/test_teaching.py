@@ -413,6 +413,17 @@ def test_a_recipe_survives_json() -> None:
         assert Recipe.model_validate_json(chosen.model_dump_json()) == chosen
 
 
+def test_shrinking_a_lesson_keeps_the_bits_of_rows_that_it_did_not_write() -> None:
+    model = fill(graft_with_usage(layers=(0, 1)), every=3)
+    before = model.rows()
+    lesson = teach(model, some_batches(), recipe(shrink=0.5))
+    for name, rows in model.rows().items():
+        others = ~torch.isin(torch.arange(256), torch.cat(lesson.batch_slots[name]))
+        assert torch.equal(bits(rows, 256)[others], bits(before[name], 256)[others])
+        assert others[before[name].slots].any()
+        torch.testing.assert_close(dense(rows, 256), dense(before[name], 256) + dense(lesson.changes[name], 256))
+
+
 @pytest.mark.parametrize("factor", [0.5, 1.0])
 def test_a_lesson_is_shrunk_at_its_end_and_the_tables_hold_what_it_says(factor: float) -> None:
     batches = [random_batch(9, 5, seed=1)]
