@@ -20,7 +20,7 @@ from memgraft.examples import Example, Fact, normalise
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.learning import effective_usage, learn, prepare
-from memgraft.teaching import Recipe, Step
+from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.writers import LeastInterference
 from tests.models import HIDDEN, tiny_model, tiny_tokenizer
 
@@ -119,6 +119,20 @@ class TestLearning:
         assert model.history.active() == [commit.id]
         assert [step.done for step in steps] == list(range(1, 10))
 
+    def test_leaves_the_sum_of_the_lessons_even_where_teaching_ended_on_rounded_rows(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model = grafted()
+
+        def rounded(*args: Any, **settings: Any) -> Lesson:
+            lesson = teach(*args, **settings)
+            model.table("0").values *= 1 + 1e-6
+            return lesson
+
+        monkeypatch.setattr(learning, "teach", rounded)
+        commit = learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        assert model.rows() == dict(commit.changes)
+
     def test_records_what_it_cost_and_what_was_asked_and_answered(self, tmp_path: Path) -> None:
         record = learn(grafted(), data_file(tmp_path), message="m", recipe=RECIPE).record
         assert json.loads(json.dumps(record)) == record
@@ -207,7 +221,6 @@ class TestSeveralLessons:
         shared = set(first.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
         assert shared
         assert second.record["overlaps"] == [{"lesson": first.id, "message": "first", "shared_slots": len(shared)}]
-        # Live rows are the sum of the lessons to the bit, which first + (second - first) need not be.
         assert model.rows() == {"0": sum_rows([first.changes["0"], second.changes["0"]], HIDDEN)}
         report = model.revert(first.id)
         assert [overlap.commit for overlap in report.overlaps] == [second.id]
