@@ -50,7 +50,7 @@ def test_hidden_states_before_a_block_are_those_that_enter_it_and_nothing_above_
     blocks[2].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     logits(model)
     above: list[str] = []
-    blocks[2].mlp.register_forward_hook(lambda *_: above.append("block 2"))
+    next(blocks[2].children()).register_forward_hook(lambda *_: above.append("block 2"))
     model.lm_head.register_forward_hook(lambda *_: above.append("head"))
     assert torch.equal(hidden_states_before(model, blocks, 2, **inputs()), entered[0])
     assert not above

@@ -114,11 +114,9 @@ def test_the_same_lesson_twice_is_refused_until_it_is_reverted() -> None:
 class TestSaving:
     def test_brings_the_store_up_to_date_with_learned_and_reverted_lessons(self, tmp_path: Path) -> None:
         history = History(store(tmp_path / "store"))
-        assert history.saved
         history.learn(FIRST)
         history.learn(SECOND)
         history.revert(FIRST.id)
-        assert not history.saved
         unsaved = state(history)
         assert MemoryStore.open(tmp_path / "store").history() == []
         assert history.store is not None

@@ -81,7 +81,12 @@ class TestRows:
         batches, states = some_batches(), [model.rows()]
         chosen_by = recipe(writer=writer, ranking=ranking, t=t, micro_batch_tokens=micro_batch_tokens, passes=1, seed=seed)
         taught: list[str] = []
-        lesson = teach(model, batches, chosen_by, on_step=lambda step: (taught.append(step.name), states.append(model.rows())))
+
+        def take_note(step: Step) -> None:
+            taught.append(step.name)
+            states.append(model.rows())
+
+        lesson = teach(model, batches, chosen_by, on_step=take_note)
         assert sorted(taught) == ["first", "second", "third"]
         any_moved = False
         for name, (before, after) in zip(taught, itertools.pairwise(states), strict=True):
@@ -127,9 +132,9 @@ class TestRows:
 
     def test_dont_depend_on_padding(self) -> None:
         def widened(batch: TokenBatch) -> TokenBatch:
-            pad = (0, 17)
-            ids = torch.nn.functional.pad(batch.input_ids, pad, value=9)
-            return TokenBatch(batch.name, ids, *(torch.nn.functional.pad(part, pad) for part in (batch.attention_mask, batch.targets)))
+            pad = torch.nn.functional.pad
+            wide = (0, 17)
+            return TokenBatch(batch.name, pad(batch.input_ids, wide, value=9), pad(batch.attention_mask, wide), pad(batch.targets, wide))
 
         lessons = [
             teach(graft_with_usage(), batches, recipe()) for batches in (some_batches(), [widened(batch) for batch in some_batches()])

@@ -110,7 +110,8 @@ def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: 
     cheapness = torch.diag(1 / (1 + writer.background_weight * load.double()))
     gram = weights @ cheapness @ weights.T
     ridge = writer.ridge * gram.diagonal().mean()
-    return -writer.learning_rate * cheapness @ weights.T @ torch.linalg.solve(gram + ridge * torch.eye(len(gram)), gradient)
+    solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), gradient)
+    return torch.mul(cheapness @ weights.T @ solved, -writer.learning_rate)
 
 
 @given(
