@@ -223,7 +223,9 @@ def _teach(
 ) -> Lesson:
     generator = torch.Generator().manual_seed(recipe.seed)
     first = model.config.layers[0]
-    prefix = FrozenPrefix(model, recipe.cache_bytes) if can_start_at(model.base, model.blocks, first) else None
+    taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
+    budget = recipe.cache_bytes if taught_again else 0
+    prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
     moments = {name: Moments() for name in model.config.tables}
     slots_of: dict[str, list[Tensor]] = {name: [torch.zeros(0, dtype=torch.int64)] * len(batches) for name in model.config.tables}
     losses: list[list[float]] = []
