@@ -114,8 +114,7 @@ class Workshop:
         """An empty memory over self-written background, taught as the arm's recipe says."""
         grafted = self._graft(protocol.seed)
         grafted.assign_rows({})
-        # Shrinking a lesson at its end is not part of the papers' recipes; no arm has it here.
-        taught_as = {"shrink": 1.0, "passes": protocol.passes, "wordings": protocol.wordings, "seed": protocol.seed}
+        taught_as = {"passes": protocol.passes, "wordings": protocol.wordings, "seed": protocol.seed}
         recipe = Recipe.model_validate({**arm.settings, **taught_as})
         start = time.process_time()
 

@@ -28,6 +28,11 @@ class MemoryConfig(Config):
     softmax_scale: float = Field(20.0, gt=0, description="factor on the scores before the softmax over a head's top-k")
     qk_norm: bool = Field(True, description="half queries and sub-keys have unit length, so that scores are sums of two cosines")
     gate: Literal["none", "swilu"] = Field("none", description="input gate of Lin et al. 2025: W2ᵀ(y ⊙ silu(W1ᵀx))")
+    threshold: float = Field(
+        0.1,
+        ge=0,
+        description="reads shorter than this, in residual norms, add nothing and longer ones are this much shorter; teaching reads without it",
+    )
     shared_values: bool = Field(False, description="one value table for all memory layers (Berges et al. 2024)")
     mode: Literal["additive"] = Field("additive", description="how the memory joins the block")
 

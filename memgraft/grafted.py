@@ -114,6 +114,19 @@ class GraftedModel(nn.Module):
         finally:
             self._enabled = before
 
+    @contextmanager
+    def without_threshold(self) -> Iterator[None]:
+        """Within, every read counts in full, however short: so that teaching sees what it has written so far."""
+        memories = [self.layer(i) for i in range(len(self.memories))]
+        before = [memory.threshold for memory in memories]
+        for memory in memories:
+            memory.threshold = 0.0
+        try:
+            yield
+        finally:
+            for memory, threshold in zip(memories, before, strict=True):
+                memory.threshold = threshold
+
     def learn(self, data: str | Path | ExampleSet, *, message: str, **settings: Any) -> Commit:
         """Teach a data set and keep what changed as a commit; see `memgraft.learning.learn`."""
         from memgraft.learning import learn

@@ -64,6 +64,18 @@ def product_key_top_k(scores_1: Tensor, scores_2: Tensor, top_k: int) -> tuple[T
     return scores, slots
 
 
+def soft_threshold(y_TV: Tensor, threshold: float) -> Tensor:
+    """Each read shortened by `threshold`, and exactly zero where it is no longer than that: y · max(0, 1 − θ/‖y‖).
+
+    A token that belongs to no lesson reads stray rows of many, whose sum is short; what a lesson meant for a token is long.
+    The proximal step of the group lasso (Yuan & Lin 2006), a token's read being the group. 0 leaves every bit as it is.
+    """
+    if threshold == 0:
+        return y_TV
+    length = y_TV.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(y_TV.dtype).tiny)
+    return y_TV * (1 - threshold / length).clamp_min(0)
+
+
 class ValueTable(nn.Module):
     """A value table of which only the written rows exist; every other row is zero.
 
@@ -126,10 +138,10 @@ class ValueTable(nn.Module):
 
 
 class MemoryLayer(nn.Module):
-    """One memory layer: x ↦ scale · Σ_heads Σ_k weight · V[slot], optionally gated; added to x by the graft.
+    """One memory layer: x ↦ scale · soft_threshold(Σ_heads Σ_k weight · V[slot]), optionally gated; added to x by the graft.
 
-    With zero rows its output is exactly zero. `on_read` is called with (address, y), y (T, V) being the read before scale
-    and gate, on every pass; teaching listens there.
+    With zero rows its output is exactly zero. `on_read` is called with (address, y), y (T, V) being the read before
+    threshold, scale and gate, on every pass; teaching listens there, and sets `threshold` to 0 meanwhile.
     """
 
     query_mean: Tensor
@@ -143,6 +155,7 @@ class MemoryLayer(nn.Module):
         super().__init__()
         self.config = config
         self.table = table
+        self.threshold = config.threshold
         half = config.key_dim // 2
         self.register_buffer("query_mean", torch.zeros(config.hidden_size))  # (D,)
         self.register_buffer("query_projection", torch.zeros(config.hidden_size, config.heads * config.key_dim))
@@ -176,7 +189,7 @@ class MemoryLayer(nn.Module):
             if torch.is_grad_enabled() and not y_TV.requires_grad:
                 y_TV.requires_grad_(True)
             self.on_read(address, y_TV)
-        out = y_TV * self.scale
+        out = soft_threshold(y_TV, self.threshold) * self.scale
         if self.config.gate == "swilu":
             out = (out * F.silu(x_TD.float() @ self.gate_in)) @ self.gate_out
         return out.to(x.dtype).view_as(x)

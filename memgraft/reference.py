@@ -45,6 +45,9 @@ def dense_forward(layer: MemoryLayer, x_TD: Tensor, table_NV: Tensor) -> Tensor:
             scores = scores_1[slots // config.sub_keys] + scores_2[slots % config.sub_keys]
             weights = (scores * config.softmax_scale).softmax(-1) / config.heads**0.5
             y = y + weights @ table_NV[slots]
+        if layer.threshold > 0:
+            length = y.norm()
+            y = y / length * (length - layer.threshold) if length > layer.threshold else y * 0
         out = y * layer.scale
         if config.gate == "swilu":
             out = (out * torch.nn.functional.silu(x @ layer.gate_in)) @ layer.gate_out

@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from memgraft.blocks import can_start_at, hidden_states_before, starting_at
-from memgraft.commits import Rows, sum_rows
+from memgraft.commits import Rows
 from memgraft.config import Config
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
@@ -38,9 +38,6 @@ class Recipe(Config):
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
     passes: int = Field(7, gt=0, description="times that each batch is taught, at most")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
-    shrink: float = Field(
-        0.7, gt=0, le=1, description="factor on what the lesson wrote, at its end: forgetting falls faster with it than learning"
-    )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
     wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
@@ -206,7 +203,7 @@ def teach(
         raise TeachingError("nothing to teach: the lesson has no batches")
     before = model.rows()
     try:
-        with frozen(model), torch.enable_grad():
+        with frozen(model), model.without_threshold(), torch.enable_grad():
             return _teach(model, batches, recipe, model.usage if usage is None else usage, before, on_step)
     except BaseException:
         model.assign_rows(before)
@@ -249,15 +246,8 @@ def _teach(
                 on_step(Step(batch.name, done, recipe.passes * len(batches), loss))
         if recipe.until_loss is not None and max(last) <= recipe.until_loss:
             break
-    changes = {name: shrunk(difference(rows, before[name]), recipe.shrink) for name, rows in model.rows().items()}
-    if recipe.shrink < 1:
-        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
+    changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
     return Lesson(changes, losses, slots_of)
-
-
-def shrunk(rows: Rows, factor: float) -> Rows:
-    """The rows times a factor; 1 leaves every bit as it is."""
-    return rows if factor == 1 else Rows(rows.slots, rows.values * factor)
 
 
 def difference(after: Rows, before: Rows) -> Rows:

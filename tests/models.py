@@ -108,7 +108,9 @@ def save_tiny_model(folder: Path, name: str = "llama", **settings: Any) -> Path:
 
 def tiny_config(**settings: Any) -> MemoryConfig:
     """A memory of 64 slots in front of block 1."""
-    return MemoryConfig(**{"layers": (1,), "hidden_size": HIDDEN, "slots": 64, "top_k": 4, "heads": 2, "key_dim": 16, **settings})
+    return MemoryConfig(
+        **{"layers": (1,), "hidden_size": HIDDEN, "slots": 64, "top_k": 4, "heads": 2, "key_dim": 16, "threshold": 0.0, **settings}
+    )
 
 
 def randomise(model: GraftedModel, seed: int = 0) -> GraftedModel:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memgraft.commits import Rows
 from memgraft.config import MemoryConfig
-from memgraft.memory import Address, MemoryLayer, ValueTable, candidate_pairs, product_key_top_k
+from memgraft.memory import Address, MemoryLayer, ValueTable, candidate_pairs, product_key_top_k, soft_threshold
 from memgraft.reference import brute_force_top_k, dense_forward, dense_read
 from tests.models import dense, random_rows
 
@@ -39,7 +39,17 @@ def addresses(draw: st.DrawFn, slots: int = 16) -> Address:
 
 def layer(*, rows: Rows | None = None, **settings: object) -> MemoryLayer:
     config = MemoryConfig.model_validate(
-        {"layers": (0,), "hidden_size": WIDTH, "slots": 64, "top_k": 5, "heads": 3, "key_dim": 4, "softmax_scale": 3.0, **settings}
+        {
+            "layers": (0,),
+            "hidden_size": WIDTH,
+            "slots": 64,
+            "top_k": 5,
+            "heads": 3,
+            "key_dim": 4,
+            "softmax_scale": 3.0,
+            "threshold": 0.0,
+            **settings,
+        }
     )
     memory = MemoryLayer(config, ValueTable(rows if rows is not None else Rows.empty(WIDTH)))
     generator = torch.Generator().manual_seed(1)
@@ -109,6 +119,23 @@ def test_forward_is_the_dense_forward(gate: str, qk_norm: bool, written: list[in
     torch.testing.assert_close(memory(x), expected)
     assert len(list(written)) == 1 or expected.abs().sum() > 0
     torch.testing.assert_close(memory(x.view(1, 7, 1, WIDTH)), expected.view(1, 7, 1, WIDTH))
+
+
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 1.0])
+def test_a_threshold_shortens_reads_as_in_the_dense_forward(threshold: float) -> None:
+    rows = random_rows(range(0, 64, 3), width=WIDTH)
+    memory = layer(rows=rows, threshold=threshold)
+    torch.testing.assert_close(memory(hidden_states()), dense_forward(memory, hidden_states(), dense(rows, 64)))
+
+
+@given(st.floats(0.01, 2), st.integers(0, 2**16))
+def test_a_read_loses_the_threshold_of_its_length_or_all_of_it(threshold: float, seed: int) -> None:
+    read = torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(seed)) * torch.linspace(0, 1, 9)[:, None]
+    short = soft_threshold(read, threshold)
+    expected = (read.norm(dim=-1) - threshold).clamp_min(0)
+    torch.testing.assert_close(short.norm(dim=-1), expected)
+    assert torch.equal(short[expected == 0], torch.zeros_like(short[expected == 0]))
+    assert soft_threshold(read, 0.0) is read
 
 
 def test_gradients_of_forward_in_the_hidden_states_are_those_of_the_dense_forward() -> None:

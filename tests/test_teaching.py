@@ -53,7 +53,7 @@ def graft_with_usage(**settings: Any) -> GraftedModel:
 
 
 def recipe(**settings: Any) -> Recipe:
-    return Recipe.model_validate({"t": 20, "passes": 2, "shrink": 1.0, "writer": WRITERS["sgd"], **settings})
+    return Recipe.model_validate({"t": 20, "passes": 2, "writer": WRITERS["sgd"], **settings})
 
 
 def bits(rows: Rows, slots: int) -> Tensor:
@@ -418,24 +418,17 @@ def test_a_recipe_survives_json() -> None:
         assert Recipe.model_validate_json(chosen.model_dump_json()) == chosen
 
 
-def test_shrinking_a_lesson_keeps_the_bits_of_rows_that_it_did_not_write() -> None:
-    model = fill(graft_with_usage(layers=(0, 1)), every=3)
-    before = model.rows()
-    lesson = teach(model, some_batches(), recipe(shrink=0.5))
-    for name, rows in model.rows().items():
-        others = ~torch.isin(torch.arange(256), torch.cat(lesson.batch_slots[name]))
-        assert torch.equal(bits(rows, 256)[others], bits(before[name], 256)[others])
-        assert others[before[name].slots].any()
-        torch.testing.assert_close(dense(rows, 256), dense(before[name], 256) + dense(lesson.changes[name], 256))
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0])
-def test_a_lesson_is_shrunk_at_its_end_and_the_tables_hold_what_it_says(factor: float) -> None:
-    batches = [random_batch(9, 5, seed=1)]
-    whole = teach(graft_with_usage(), batches, recipe())
-    model = graft_with_usage()
-    lesson = teach(model, batches, recipe(shrink=factor))
-    for name, rows in lesson.changes.items():
-        assert torch.equal(rows.slots, whole.changes[name].slots)
-        assert torch.equal(rows.values, whole.changes[name].values * factor)
-        assert torch.equal(model.table(name).rows.values[torch.isin(model.table(name).rows.slots, rows.slots)], rows.values)
+def test_teaching_reads_in_full_whatever_the_threshold() -> None:
+    closed, open_ = graft_with_usage(threshold=1e6), graft_with_usage(threshold=0.0)
+    lessons = [teach(model, some_batches(), recipe(passes=3)) for model in (closed, open_)]
+    assert lessons[0].losses == lessons[1].losses
+    assert same_rows(closed.rows(), open_.rows())
+    assert [closed.layer(0).threshold, open_.layer(0).threshold] == [1e6, 0.0]
+    ids = some_batches()[0].input_ids
+    with torch.no_grad():
+        taught = open_(ids).logits
+        silenced = closed(ids).logits
+        with closed.without_memory():
+            base = closed(ids).logits
+    assert torch.equal(silenced, base)
+    assert not torch.equal(taught, base)
