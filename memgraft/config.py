@@ -31,7 +31,7 @@ class MemoryConfig(Config):
     threshold: float = Field(
         0.1,
         ge=0,
-        description="reads shorter than this, in residual norms, add nothing and longer ones are this much shorter; teaching reads without it",
+        description="reads no longer than this, in residual norms, add nothing, longer ones lose as much; teaching reads without it",
     )
     shared_values: bool = Field(False, description="one value table for all memory layers (Berges et al. 2024)")
     mode: Literal["additive"] = Field("additive", description="how the memory joins the block")

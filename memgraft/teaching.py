@@ -160,12 +160,18 @@ def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Rec
 def write(
     model: GraftedModel, recorder: Recorder, recipe: Recipe, usage: Mapping[str, Usage], moments: dict[str, Moments], seed: int
 ) -> dict[str, Tensor]:
-    """One optimizer step: choose slots per table and change their rows. Returns the slots that were written."""
+    """One optimizer step: choose slots per table and change their rows. Returns the slots that were written.
+
+    A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score.
+    """
     written = {}
     for name in model.config.tables:
         address, gradient = recorder.of_table(model, name)
         slots, counts = count_accesses(address.slots.cpu())
-        chosen = choose(slots, score(recipe.ranking, slots, counts, usage[name], model.config.slots, seed), recipe.t)
+        scores = score(recipe.ranking, slots, counts, usage[name], model.config.slots, seed)
+        influential = (gradient != 0).any(-1)  # (T,)
+        scores[~torch.isin(slots, address.slots[influential].cpu().unique())] = 0
+        chosen = choose(slots, scores, recipe.t)
         load = usage[name].load_of(chosen, model.config.slots).to(gradient.device)
         on_device = chosen.to(gradient.device)
         matrix = address_matrix(address, on_device)
@@ -197,14 +203,19 @@ def teach(
     what they held before it.
 
     Raises:
-        TeachingError: no batches, or a loss or gradient that is not finite.
+        TeachingError: no batches, a loss or gradient that is not finite, or a lesson that would write no row.
     """
     if not batches:
         raise TeachingError("nothing to teach: the lesson has no batches")
+    usage = model.usage if usage is None else usage
+    if recipe.ranking == "tfidf" and not any(used.batches for used in usage.values()):
+        raise TeachingError(
+            "the ranking tfidf would choose no slot: the memory's background usage is empty; graft with a background, or use the ranking tf"
+        )
     before = model.rows()
     try:
         with frozen(model), model.without_threshold(), torch.enable_grad():
-            return _teach(model, batches, recipe, model.usage if usage is None else usage, before, on_step)
+            return _teach(model, batches, recipe, usage, before, on_step)
     except BaseException:
         model.assign_rows(before)
         raise
@@ -247,6 +258,11 @@ def _teach(
         if recipe.until_loss is not None and max(last) <= recipe.until_loss:
             break
     changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
+    if not any(len(change) for change in changes.values()):
+        raise TeachingError(
+            f"no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking {recipe.ranking}, "
+            "or the steps are too small; use the ranking tf, a higher learning rate, or a memory with more slots"
+        )
     return Lesson(changes, losses, slots_of)
 
 

@@ -144,7 +144,7 @@ class TestRows:
     def test_read_by_context_alone_are_neither_counted_nor_written(self) -> None:
         (batch,) = some_batches()[:1]
         own = torch.zeros_like(batch.attention_mask)
-        own[:, 3:6] = batch.attention_mask[:, 3:6]
+        own[:, 1:4] = True
         model = graft_with_usage(layers=(0,))  # hidden states are embeddings: a token's reads don't depend on its context
         with frozen(model):
             embedded = model.base.get_input_embeddings()(batch.input_ids[own])
@@ -153,6 +153,24 @@ class TestRows:
         assert torch.equal(lesson.batch_slots["0"][0], expected.unique())
         everything = teach(graft_with_usage(layers=(0,)), [batch], recipe(t=None, ranking="all"))
         assert len(everything.batch_slots["0"][0]) > len(lesson.batch_slots["0"][0])
+
+    @pytest.mark.parametrize("ranking", ["all", "tf", "tfidf", "random"])
+    def test_read_only_where_no_gradient_arrives_take_no_part_of_the_budget(self, ranking: str) -> None:
+        batch, model = some_batches()[0], graft_with_usage(layers=(0,))  # hidden states are embeddings
+        last = torch.zeros_like(batch.attention_mask)
+        last[torch.arange(len(batch)), batch.attention_mask.sum(-1) - 1] = True  # predicts nothing
+        with frozen(model):
+            before, at_the_end = (
+                model.layer(0).address(model.base.get_input_embeddings()(batch.input_ids[mask])).slots.unique()
+                for mask in (batch.attention_mask & ~last, last)
+            )
+        assert not torch.isin(at_the_end, before).all()
+        if ranking == "tfidf":
+            background = model.usage["0"]
+            used_by_all = background.slots[background.document_frequency == background.batches]
+            before = before[~torch.isin(before, used_by_all)]
+        lesson = teach(model, [batch], recipe(t=len(before), ranking=ranking, passes=1))
+        assert torch.equal(lesson.batch_slots["0"][0], before)
 
     def test_that_every_background_batch_reads_are_not_written_under_tfidf(self) -> None:
         model = graft_with_usage()
@@ -340,6 +358,28 @@ class TestNothingIsLost:
             with pytest.raises(TeachingError, match="not be finite"):
                 teach(model, [random_batch(9)], recipe(writer=writer))
             assert same_rows(model.rows(), before)
+
+    def test_when_tfidf_has_no_background_to_compare_with(self) -> None:
+        model = tiny_graft(layers=(0, 1))
+        with pytest.raises(TeachingError, match="background usage is empty; graft with a background, or use the ranking tf"):
+            teach(model, some_batches(), recipe())
+        assert not any(len(rows) for rows in model.rows().values())
+        assert len(teach(model, some_batches(), recipe(ranking="tf")).changes["0"])
+
+    @pytest.mark.parametrize("why", ["all slots are protected", "no gradient", "steps of nothing"])
+    def test_when_a_lesson_would_write_no_row(self, why: str) -> None:
+        model = fill(graft_with_usage())
+        before = model.rows()
+        chosen, usage = recipe(), model.usage
+        if why == "all slots are protected":
+            usage = {"0": merge_taught(usage["0"], [torch.arange(256)])}
+        elif why == "no gradient":
+            model.base.lm_head.weight.data.zero_()
+        else:
+            chosen = recipe(writer=SGD(learning_rate=1e-30))
+        with pytest.raises(TeachingError, match="no row was written: .* under the ranking tfidf, .* use the ranking tf, "):
+            teach(model, some_batches(), chosen, usage)
+        assert same_rows(model.rows(), before)
 
     def test_when_there_is_nothing_to_teach(self) -> None:
         with pytest.raises(TeachingError, match="no batches"):
