@@ -73,7 +73,8 @@ def soft_threshold(y_TV: Tensor, threshold: float) -> Tensor:
     if threshold == 0:
         return y_TV
     length = y_TV.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(y_TV.dtype).tiny)
-    return y_TV * (1 - threshold / length).clamp_min(0)
+    short: Tensor = y_TV * (1 - threshold / length).clamp_min(0)
+    return short
 
 
 class ValueTable(nn.Module):

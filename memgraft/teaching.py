@@ -37,6 +37,8 @@ class Recipe(Config):
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
     passes: int = Field(7, gt=0, description="times that each batch is taught, at most")
+    rows: int | None = Field(300, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
+    settling: int = Field(2, ge=0, description="passes, the last ones, that change only the rows that are kept")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
     wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
@@ -158,9 +160,15 @@ def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Rec
 
 
 def write(
-    model: GraftedModel, recorder: Recorder, recipe: Recipe, usage: Mapping[str, Usage], moments: dict[str, Moments], seed: int
+    model: GraftedModel,
+    recorder: Recorder,
+    recipe: Recipe,
+    usage: Mapping[str, Usage],
+    moments: dict[str, Moments],
+    seed: int,
+    kept: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """One optimizer step: choose slots per table and change their rows. Returns the slots that were written.
+    """One optimizer step: choose slots per table, of those in `kept` where given, and change their rows. Returns the slots written.
 
     A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score.
     """
@@ -171,6 +179,8 @@ def write(
         scores = score(recipe.ranking, slots, counts, usage[name], model.config.slots, seed)
         influential = (gradient != 0).any(-1)  # (T,)
         scores[~torch.isin(slots, address.slots[influential].cpu().unique())] = 0
+        if kept is not None:
+            scores[~torch.isin(slots, kept[name])] = 0
         chosen = choose(slots, scores, recipe.t)
         load = usage[name].load_of(chosen, model.config.slots).to(gradient.device)
         on_device = chosen.to(gradient.device)
@@ -238,8 +248,11 @@ def _teach(
     slots_of: dict[str, list[Tensor]] = {name: [torch.zeros(0, dtype=torch.int64)] * len(batches) for name in model.config.tables}
     losses: list[list[float]] = []
     last = [math.inf] * len(batches)
+    kept: dict[str, Tensor] | None = None
     done = 0
     for turn in range(recipe.passes):
+        if recipe.rows is not None and 0 < turn == recipe.passes - recipe.settling:
+            kept = keep_largest(model, before, recipe.rows * len(batches))
         losses.append([math.nan] * len(batches))
         for index in torch.randperm(len(batches), generator=generator).tolist():
             done += 1
@@ -251,19 +264,47 @@ def _teach(
             if not math.isfinite(loss):
                 raise TeachingError(f"{batch.name}: the loss is {loss} in pass {turn + 1}; nothing was written; try a lower learning rate")
             losses[turn][index] = last[index] = loss
-            for name, slots in write(model, recorder, recipe, usage, moments, recipe.seed + index).items():
+            for name, slots in write(model, recorder, recipe, usage, moments, recipe.seed + index, kept).items():
                 slots_of[name][index] = torch.cat([slots_of[name][index], slots]).unique()
             if on_step:
                 on_step(Step(batch.name, done, recipe.passes * len(batches), loss))
         if recipe.until_loss is not None and max(last) <= recipe.until_loss:
             break
+    if recipe.rows is not None and kept is None:
+        kept = keep_largest(model, before, recipe.rows * len(batches))
     changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
     if not any(len(change) for change in changes.values()):
         raise TeachingError(
-            f"no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking {recipe.ranking}, "
-            "or the steps are too small; use the ranking tf, a higher learning rate, or a memory with more slots"
+            f"no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking "
+            f"{recipe.ranking}, or the steps are too small; use the ranking tf, a higher learning rate, or a memory with more slots"
         )
+    for name, change in changes.items():
+        slots_of[name] = [slots[torch.isin(slots, change.slots)] for slots in slots_of[name]]
     return Lesson(changes, losses, slots_of)
+
+
+def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) -> dict[str, Tensor]:
+    """Take back all but the `count` rows, over all tables, that changed most since `before`; ties by table, then slot.
+
+    Most of what a lesson writes are small changes of many rows, which teach little and are read by others (docs/concepts.md).
+
+    Returns:
+        the sorted slots kept, by table; the others hold the bits that they held before.
+    """
+    changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
+    norms = torch.cat([change.values.norm(dim=-1) for change in changes.values()])
+    chosen = torch.zeros(len(norms), dtype=torch.bool)
+    chosen[norms.sort(descending=True, stable=True).indices[:count]] = True
+    kept, rows = {}, {}
+    for (name, change), mine in zip(changes.items(), chosen.split([len(change) for change in changes.values()]), strict=True):
+        kept[name] = change.slots[mine]
+        after = model.table(name).rows
+        new = torch.isin(after.slots, kept[name])
+        old = ~torch.isin(before[name].slots, kept[name])
+        slots, order = torch.cat([after.slots[new], before[name].slots[old]]).sort()
+        rows[name] = Rows(slots, torch.cat([after.values[new], before[name].values[old]])[order])
+    model.assign_rows(rows)
+    return kept
 
 
 def difference(after: Rows, before: Rows) -> Rows:

@@ -53,7 +53,7 @@ def graft_with_usage(**settings: Any) -> GraftedModel:
 
 
 def recipe(**settings: Any) -> Recipe:
-    return Recipe.model_validate({"t": 20, "passes": 2, "writer": WRITERS["sgd"], **settings})
+    return Recipe.model_validate({"t": 20, "passes": 2, "rows": None, "writer": WRITERS["sgd"], **settings})
 
 
 def bits(rows: Rows, slots: int) -> Tensor:
@@ -377,7 +377,7 @@ class TestNothingIsLost:
             model.base.lm_head.weight.data.zero_()
         else:
             chosen = recipe(writer=SGD(learning_rate=1e-30))
-        with pytest.raises(TeachingError, match="no row was written: .* under the ranking tfidf, .* use the ranking tf, "):
+        with pytest.raises(TeachingError, match=r"no row was written: .* under the ranking tfidf, .* use the ranking tf, "):
             teach(model, some_batches(), chosen, usage)
         assert same_rows(model.rows(), before)
 
@@ -456,6 +456,46 @@ def test_a_recipe_survives_json() -> None:
     for writer in WRITERS.values():
         chosen = recipe(writer=writer, until_loss=0.1)
         assert Recipe.model_validate_json(chosen.model_dump_json()) == chosen
+
+
+class TestTheRowBudget:
+    @settings(max_examples=20)
+    @given(
+        rows=st.integers(1, 12),
+        passes=st.integers(1, 3),
+        settling=st.integers(0, 3),
+        writer=st.sampled_from(list(WRITERS)),
+        layers=st.sampled_from([{"layers": (1,)}, {"layers": (0, 1)}, {"layers": (0, 1), "shared_values": True}]),
+    )
+    def test_keeps_few_rows_and_the_bits_of_all_others(
+        self, rows: int, passes: int, settling: int, writer: str, layers: dict[str, Any]
+    ) -> None:
+        model = fill(graft_with_usage(**layers), every=3)
+        before = model.rows()
+        lesson = teach(model, some_batches(), recipe(rows=rows, passes=passes, settling=settling, writer=WRITERS[writer]))
+        assert 0 < sum(len(change) for change in lesson.changes.values()) <= 3 * rows
+        for name, after in model.rows().items():
+            change = lesson.changes[name]
+            others = ~torch.isin(torch.arange(256), change.slots)
+            assert torch.equal(bits(after, 256)[others], bits(before[name], 256)[others])
+            assert set(after.slots.tolist()) == set(before[name].slots.tolist()) | set(change.slots.tolist())
+            assert set(torch.cat(lesson.batch_slots[name]).tolist()) == set(change.slots.tolist())
+
+    def test_keeps_the_rows_that_changed_most(self) -> None:
+        model, whole = graft_with_usage(), graft_with_usage()
+        batches = some_batches()
+        all_rows = teach(whole, batches, recipe(passes=1)).changes["0"]
+        lesson = teach(model, batches, recipe(passes=1, rows=2))
+        largest = all_rows.values.norm(dim=-1).sort(descending=True, stable=True).indices[:6].sort().values
+        assert lesson.changes["0"] == Rows(all_rows.slots[largest], all_rows.values[largest])
+
+    def test_lets_the_last_passes_change_only_what_is_kept(self) -> None:
+        def taught(passes: int, settling: int) -> Rows:
+            return teach(graft_with_usage(), some_batches(), recipe(passes=passes, rows=2, settling=settling)).changes["0"]
+
+        pruned, settled = taught(2, 0), taught(3, 1)
+        assert torch.equal(settled.slots, pruned.slots)
+        assert not torch.equal(settled.values, pruned.values)
 
 
 def test_teaching_reads_in_full_whatever_the_threshold() -> None:
