@@ -263,8 +263,9 @@ def _teach(
     changes = {name: shrunk(difference(rows, before[name]), recipe.shrink) for name, rows in model.rows().items()}
     if not any(len(change) for change in changes.values()):
         raise TeachingError(
-            f"no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking {recipe.ranking}, "
-            "or the steps are too small; use the ranking tf, a higher learning rate, or a memory with more slots"
+            "no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking "
+            f"{recipe.ranking} (slots of earlier lessons count as used), or the steps are too small; use the ranking tf, "
+            "a higher learning rate, or a memory with more slots"
         )
     if recipe.shrink < 1:
         model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
