@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from memgraft.errors import GraftError
 from memgraft.probes.language_model import evaluating
 
+_ROUNDING = 1e-5  # relative; causal architectures measure 0, random BERTs, RoBERTas and ELECTRAs 0.004 and more
+
 
 def find_blocks(model: PreTrainedModel) -> nn.ModuleList:
     """The decoder blocks, in order.
@@ -88,6 +90,36 @@ def _check_calls(model: PreTrainedModel, blocks: nn.ModuleList, width: int) -> N
     if odd:
         index, shape = odd[0]
         raise GraftError(f"{type(model).__name__}: block {index} takes hidden states of shape {shape}, expected (1, 3, {width})")
+
+
+def check_causal(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+    """Refuses a model in which a token sees those after it, such as a BERT whose configuration says `is_decoder=False`.
+
+    Where tokens see only what came before, the gradient from the logits at the first token to the later hidden states that
+    enter the blocks is zero. Unlike a comparison of logits, it tells a small influence from rounding errors.
+
+    Raises:
+        GraftError: later tokens have an influence.
+    """
+    entered: list[Tensor] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        entered.append(hidden_states_of(args, kwargs).detach().requires_grad_())
+        return with_hidden_states(args, kwargs, entered[0])
+
+    handle = blocks[0].register_forward_pre_hook(enter, with_kwargs=True)
+    try:
+        with evaluating(model), torch.enable_grad():
+            logits = model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=False).logits
+            (gradient,) = torch.autograd.grad(logits[0, 0].float().square().sum(), entered)
+    finally:
+        handle.remove()
+    own, *later = gradient[0].float().norm(dim=-1).tolist()
+    if max(later) > _ROUNDING * own:
+        raise GraftError(
+            f"{type(model).__name__} is not causal: its tokens see those that come after them, as in an encoder; "
+            "load a decoder-only language model (for BERT and its kin: is_decoder=True in the configuration that it was trained with)"
+        )
 
 
 class _Reached(Exception):

@@ -5,13 +5,25 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 
 class Config(BaseModel):
     """Base of all configurations: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def first_refusal(error: ValidationError) -> str:
+    """The first thing that a configuration refuses, on one line: the field, what it takes, and what it was given."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    reason = "unknown setting" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
+    if not place:
+        return reason
+    given = problem["input"]
+    told = problem["type"] == "extra_forbidden" or "got" in reason or not isinstance(given, str | int | float)
+    return f"{place}: {reason}" + ("" if told else f", got {given!r:.60}")
 
 
 class MemoryConfig(Config):

@@ -77,7 +77,7 @@ def encode(
     max_length: int,
     loss: Literal["answer", "all"] = "answer",
 ) -> TokenBatch:
-    """Tokenises the wordings of one example.
+    """Tokenises the wordings of one example, which the batch calls `name`.
 
     `answer` learns the tokens that overlap the wordings' spans, `all` every token but the first. What follows the last token to
     learn is dropped, since nothing there matters. `max_length` is the model's context.
@@ -86,12 +86,12 @@ def encode(
     learn, GraftError for a tokenizer that can't tell which characters a token covers.
     """
     if not wordings:
-        raise DataError(f"{name}: no wording to learn")
+        raise DataError("no wording to learn")
     rows = []
     for number, wording in enumerate(wordings, 1):
-        where = f"{name}: wording {number} ({_excerpt(wording.text)})"
+        where = (f"{wording.fields}: " if wording.fields else "") + f"wording {number} ({_excerpt(wording.text)})"
         if not wording.text:
-            raise DataError(f"{name}: wording {number} is empty")
+            raise DataError(f"{where}: is empty")
         tokens = _tokenise(wording.text, tokenizer, special_tokens=wording.special_tokens)
         targets = _overlaps(tokens, wording.spans) if loss == "answer" else [True] * len(tokens.ids)
         targets[:1] = [False]  # nothing comes before the first token that could predict it
@@ -132,9 +132,9 @@ def chunk(wording: Wording, tokenizer: PreTrainedTokenizerBase, *, max_length: i
             if excess <= 0:
                 break
             if cut == cuts[following]:
-                raise TeachingError(f"a text can't be cut into parts of {max_length:,} tokens: {_excerpt(part)} alone takes more")
+                raise TeachingError(f"text: can't be cut into parts of {max_length:,} tokens: {_excerpt(part)} alone takes more")
             goal = cut.tokens - done.tokens - excess
-        parts.append(Wording(part, ((0, len(part)),), special))
+        parts.append(Wording(part, ((0, len(part)),), special, fields=wording.fields))
         done = cut
     return tuple(parts)
 

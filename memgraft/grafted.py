@@ -45,7 +45,7 @@ class GraftedModel(nn.Module):
         self.blocks = find_blocks(base)
         if config.layers[-1] >= len(self.blocks):
             raise GraftError(
-                f"memory layer {config.layers[-1]} does not exist: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}"
+                f"layers: memory layer {config.layers[-1]} does not exist: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}"
             )
         if config.hidden_size != hidden_size(base):
             raise GraftError(f"the memory is {config.hidden_size} wide, {type(base).__name__} is {hidden_size(base)}")

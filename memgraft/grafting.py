@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.background import Background, read_background, write_background
-from memgraft.blocks import find_blocks, hidden_size, hidden_states_before
+from memgraft.blocks import check_causal, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
-from memgraft.config import MemoryConfig
+from memgraft.config import MemoryConfig, first_refusal
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
@@ -60,7 +62,8 @@ def graft(
         memory: further fields of `MemoryConfig`, such as `top_k` or `heads`.
 
     Raises:
-        GraftError: a model that can't be loaded or grafted. DataError: a background that can't be read.
+        GraftError: a model that can't be loaded or grafted, or a setting of the memory that is refused.
+        DataError: a background that can't be read.
     """
     if isinstance(source, str | Path):
         loaded = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
@@ -69,9 +72,9 @@ def graft(
         if tokenizer is None:
             raise GraftError("a loaded model needs its tokenizer: graft(model, tokenizer)")
         model, name = source, None
-    depth = len(find_blocks(model))
-    memory = {"top_k": min(32, int(slots**0.5)), **memory}
-    config = MemoryConfig(layers=tuple(layers or default_layers(depth)), hidden_size=hidden_size(model), slots=slots, **memory)
+    blocks = find_blocks(model)
+    check_causal(model, blocks)
+    config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source
 
@@ -88,6 +91,22 @@ def graft(
     grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=length)
     count_usage(grafted, seed=seed, on_progress=progress("usage"))
     return grafted
+
+
+def _memory_config(width: int, layers: Sequence[int], slots: int, others: Mapping[str, Any]) -> MemoryConfig:
+    """The configuration, by default with a top-k that small memories can hold. GraftError for a setting that it refuses."""
+    refused = "the memory can't be made like this"
+    known = [name for name in MemoryConfig.model_fields if name != "hidden_size"]
+    for name in others:
+        if name not in known:
+            raise GraftError(f"{refused}: {name}: unknown setting; expected {', '.join(known)}")
+    given: dict[str, Any] = {"layers": layers, "hidden_size": width, "slots": slots, **others}
+    if isinstance(slots, int) and slots > 0:
+        given = {"top_k": min(32, math.isqrt(slots)), **given}
+    try:
+        return MemoryConfig(**given)
+    except ValidationError as error:
+        raise GraftError(f"{refused}: {first_refusal(error)}") from error
 
 
 def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int], None] | None = None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from memgraft.commits import Commit
 from memgraft.data import ExampleSet, read_examples
 from memgraft.encoding import TokenBatch, chunk, encode, joined
-from memgraft.errors import MemgraftError
+from memgraft.errors import DataError, MemgraftError, TeachingError
 from memgraft.examples import Example, Fact, Text
 from memgraft.grafted import GraftedModel
 from memgraft.probes import QAProbe, QuestionRow, measure
@@ -26,14 +27,19 @@ CHUNK_TOKENS = 512  # Lin et al. 2025 §4.2
 MOST_ROUNDS = 16  # of fresh wordings; more passes come back to the first ones
 
 
-def prepare(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int) -> list[TokenBatch]:
+def prepare(
+    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int, path: str | None = None
+) -> list[TokenBatch]:
     """A batch per fact, completion or conversation, and one per chunk of a text.
 
     A fact's batch has a round of wordings for each of up to 16 passes: in fresh frames and contexts every time, what is learned
     carries over to unseen wordings far better than with the same ones again.
 
+    Args:
+        path: the file that the examples come from, for messages.
+
     Raises:
-        DataError, TeachingError: an example without a token to learn, or longer than `max_length` tokens.
+        DataError, TeachingError: an example without a token to learn, or longer than `max_length` tokens: file, line and field.
     """
     chat, contexts = chat_renderer(tokenizer), load_pool("contexts")
     eos = str(tokenizer.eos_token or "")
@@ -45,17 +51,29 @@ def prepare(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, rec
     def tokens(parts: Sequence[Wording], name: str) -> TokenBatch:
         return encode(parts, tokenizer, name=name, max_length=max_length, loss=recipe.loss)
 
-    batches = []
-    for example in examples:
+    def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
-            batches.append(joined([tokens(wordings(example, turn), example.name) for turn in range(min(recipe.passes, MOST_ROUNDS))]))
-        elif isinstance(example, Text):
+            return [joined([tokens(wordings(example, turn), example.name) for turn in range(min(recipe.passes, MOST_ROUNDS))])]
+        if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]
-            batches += [tokens([part], name) for name, part in zip(names, parts, strict=True)]
-        else:
-            batches.append(tokens(wordings(example, 0), example.name))
+            return [tokens([part], name) for name, part in zip(names, parts, strict=True)]
+        return [tokens(wordings(example, 0), example.name)]
+
+    batches = []
+    for example in examples:
+        with _errors_at(f"{path}:{example.line}" if path else example.name):
+            batches += batches_of(example)
     return batches
+
+
+@contextmanager
+def _errors_at(place: str) -> Iterator[None]:
+    """Within, what is wrong with an example is said with its place in front."""
+    try:
+        yield
+    except (DataError, TeachingError) as error:
+        raise type(error)(f"{place}: {error}") from error
 
 
 def test_questions(examples: Sequence[Example]) -> QAProbe | None:
@@ -100,7 +118,7 @@ def learn(
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
-    batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20)
+    batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
     probe = test_questions(examples.examples) if test else None
     before = None
     if probe:

@@ -275,8 +275,9 @@ def _teach(
     changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
     if not any(len(change) for change in changes.values()):
         raise TeachingError(
-            f"no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking "
-            f"{recipe.ranking}, or the steps are too small; use the ranking tf, a higher learning rate, or a memory with more slots"
+            "no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking "
+            f"{recipe.ranking} (slots of earlier lessons count as used), or the steps are too small; use the ranking tf, "
+            "a higher learning rate, or a memory with more slots"
         )
     for name, change in changes.items():
         slots_of[name] = [slots[torch.isin(slots, change.slots)] for slots in slots_of[name]]

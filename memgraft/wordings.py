@@ -11,7 +11,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from memgraft.errors import DataError
@@ -47,6 +47,7 @@ class Wording:
     spans: tuple[tuple[int, int], ...]  # [start, stop) in characters, in order, not overlapping
     special_tokens: bool = True  # whether the tokenizer adds its own; chat templates have written theirs already
     own: int = 0  # the character where the example itself starts; contexts lie before it
+    fields: str = field(default="", compare=False)  # of the example that it was made of, for messages
 
     def __post_init__(self) -> None:
         edges = [edge for span in self.spans for edge in span]
@@ -76,19 +77,19 @@ def teach_wordings(
 
     Raises DataError for messages where there is no chat format, or one that does not keep the turns as they are written.
     """
-    try:
-        match example:
-            case Fact():
-                return _fact_wordings(example, DEFAULT_COUNT if count is None else count, seed, contexts, chat)
-            case Text():
-                return (Wording(example.text, ((0, len(example.text)),)),)
-            case Completion():
-                text = example.prompt + example.completion + eos
-                return (Wording(text, ((len(example.prompt), len(text)),)),)
-            case Chat():
+    match example:
+        case Fact():
+            return _fact_wordings(example, DEFAULT_COUNT if count is None else count, seed, contexts, chat)
+        case Text():
+            return (Wording(example.text, ((0, len(example.text)),), fields="text"),)
+        case Completion():
+            text = example.prompt + example.completion + eos
+            return (Wording(text, ((len(example.prompt), len(text)),), fields="prompt/completion"),)
+        case Chat():
+            try:
                 return (_conversation(example, chat),)
-    except DataError as error:
-        raise DataError(f"{example.name}: {error}") from error
+            except DataError as error:
+                raise DataError(f"messages: {error}") from error
 
 
 def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer | None:
@@ -121,17 +122,21 @@ def _fact_wordings(fact: Fact, count: int, seed: int, contexts: Sequence[QAPair]
     pool = _unrelated(contexts, fact)
     frames = _shuffled_rounds([*FRAMES, *CHAT_FRAMES] if chat else FRAMES, rng)
     odd = rng.randrange(2)
-    wordings = [_statement(sentence, answer) for sentence in fact.sentences]
+    wordings = [
+        replace(_statement(sentence, answer), fields="statement" if sentence == fact.statement else "statements")
+        for sentence in fact.sentences
+    ]
     for slot in range(max(count - len(wordings), len(fact.questions))):
         use, which = divmod(slot, len(fact.questions))
         # Every second use of a wording has context, and every second wording starts with it.
         before = rng.sample(pool, min(rng.randint(1, _MAX_CONTEXTS), len(pool))) if (use + which) % 2 == odd else []
         frame = next(frames)
         target = QAPair(fact.questions[which], answer)
+        fields = "paraphrases/answers" if which else "question/answers"
         if isinstance(frame, Frame):
-            wordings.append(_framed(frame, target, before, rng))
+            wordings.append(replace(_framed(frame, target, before, rng), fields=fields))
         elif chat:
-            wordings.append(_chatted(frame, target, before, chat))
+            wordings.append(replace(_chatted(frame, target, before, chat), fields=fields))
     return tuple(dict.fromkeys(wordings))
 
 
@@ -179,9 +184,9 @@ def _statement(sentence: str, answer: str) -> Wording:
 
 def _conversation(example: Chat, chat: Renderer | None) -> Wording:
     if chat is None:
-        raise DataError("messages need a chat template and this model's tokenizer has none; use prompt and completion instead")
+        raise DataError("a chat template is needed and this model's tokenizer has none; use prompt and completion instead")
     text, spans = _learned_turns([message.model_dump() for message in example.messages], chat)
-    return Wording(text, spans, special_tokens=False)
+    return Wording(text, spans, special_tokens=False, fields="messages")
 
 
 def _learned_turns(messages: Messages, chat: Renderer) -> tuple[str, tuple[tuple[int, int], ...]]:

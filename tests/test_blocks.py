@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memgraft.blocks import can_start_at, find_blocks, hidden_states_before, starting_at
+from memgraft.blocks import can_start_at, check_causal, find_blocks, hidden_states_before, starting_at
 from tests.models import ARCHITECTURES, random_tokens, tiny_model, token_rows
 
 
@@ -71,6 +71,32 @@ def test_where_blocks_hand_on_more_than_hidden_states_no_pass_starts_above_them(
     blocks = find_blocks(model)
     assert not can_start_at(model, blocks, 2)
     assert not any("forward" in block.__dict__ or block._forward_pre_hooks for block in blocks)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_causal_architecture_is_taken_for_one(name: str, attention: str, dtype: torch.dtype) -> None:
+    model = tiny_model(name, attention=attention, dtype=dtype)
+    check_causal(model, find_blocks(model))
+
+
+@pytest.mark.parametrize("name", ["mamba", "bloom", "gptj", "rwkv"])
+def test_a_causal_architecture_with_blocks_of_other_forms_is_taken_for_one(name: str) -> None:
+    model = tiny_model(name)
+    check_causal(model, find_blocks(model))
+
+
+def test_looking_for_later_tokens_influence_leaves_no_trace() -> None:
+    model = tiny_model("opt").train()
+    model.lm_head.weight.requires_grad_(False)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    check_causal(model, find_blocks(model))
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_looking_for_the_blocks_leaves_no_trace() -> None:

@@ -179,12 +179,12 @@ def test_special_tokens_that_the_tokenizer_adds_are_no_part_of_an_answer():
 
 
 def test_a_wording_longer_than_the_context_is_refused_with_both_lengths():
-    wording = Wording("Q: " + "Who? " * 2000 + "A: Ines Dahl\n", ((10_006, 10_016),))
+    wording = Wording("Q: " + "Who? " * 2000 + "A: Ines Dahl\n", ((10_006, 10_016),), fields="statement")
     length = encode([wording], PLAIN, name="fact", max_length=100_000).input_ids.shape[1]
     assert length > 1000
     assert encode([wording], PLAIN, name="fact", max_length=length).input_ids.shape[1] == length
     message = (
-        rf"^founder: wording 2 \('Q: Who\? .*…'\): longer than the context: {length:,} tokens, the model takes {length - 1:,}; shorten"
+        rf"^statement: wording 2 \('Q: Who\? .*…'\): longer than the context: {length:,} tokens, the model takes {length - 1:,}; shorten"
     )
     with pytest.raises(TeachingError, match=message):
         encode([Wording("Who?", ((0, 4),)), wording], PLAIN, name="founder", max_length=length - 1)
@@ -197,14 +197,14 @@ def test_what_is_dropped_does_not_count_against_the_context():
 
 @pytest.mark.parametrize("wording", [Wording("Who? Ines.", ()), Wording("Who?", ((0, 1),)), Wording("<|im_end|>", ((0, 10),))])
 def test_a_wording_with_no_token_to_learn_is_refused(wording):
-    with pytest.raises(TeachingError, match=r"^fact 7: wording 1 \('.*'\): no token to learn among its \d+"):
+    with pytest.raises(TeachingError, match=r"^wording 1 \('.*'\): no token to learn among its \d+"):
         encode([wording], PLAIN, name="fact 7", max_length=100)
 
 
 def test_nothing_to_learn_at_all_is_refused():
-    with pytest.raises(DataError, match=r"^fact 7: no wording to learn$"):
+    with pytest.raises(DataError, match=r"^no wording to learn$"):
         encode([], PLAIN, name="fact 7", max_length=100)
-    with pytest.raises(DataError, match=r"^fact 7: wording 1 is empty$"):
+    with pytest.raises(DataError, match=r"^wording 1 \(''\): is empty$"):
         encode([Wording("", ())], PLAIN, name="fact 7", max_length=100)
 
 

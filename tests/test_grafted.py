@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from memgraft.grafting import background_states, default_layers, graft
 from tests.models import (
     ARCHITECTURES,
     HIDDEN,
+    VOCABULARY,
     fill,
     random_rows,
     random_tokens,
@@ -232,6 +234,16 @@ def without_depth() -> PreTrainedModel:
     return base
 
 
+def bert_like(name: str, **settings: Any) -> PreTrainedModel:
+    """A random model of the BERT family, of the tests' vocabulary; `is_decoder` decides whether its attention is causal."""
+    kind = getattr(transformers, name)
+    sizes = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: PreTrainedModel = kind(kind.config_class(**sizes, **settings)).eval()
+    return model
+
+
 class TestRefusals:
     @pytest.mark.parametrize(
         ("make", "said"),
@@ -262,6 +274,45 @@ class TestRefusals:
             GraftedModel(tiny_model(), tiny_tokenizer(), tiny_config(layers=(2,)))
         with pytest.raises(GraftError, match="the memory is 48 wide, LlamaForCausalLM is 32"):
             GraftedModel(tiny_model(), tiny_tokenizer(), tiny_config(hidden_size=48))
+
+    @pytest.mark.parametrize("attention", ["eager", "sdpa"])
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
+    @pytest.mark.parametrize("name", ["BertLMHeadModel", "RobertaForCausalLM", "ElectraForCausalLM"])
+    def test_a_model_whose_tokens_see_later_ones_is_refused_and_the_same_as_a_decoder_is_not(
+        self, name: str, dtype: torch.dtype, attention: str
+    ) -> None:
+        encoder, decoder = (bert_like(name, is_decoder=it_is, attn_implementation=attention).to(dtype) for it_is in (False, True))
+        with pytest.raises(
+            GraftError, match=f"^{name} is not causal: its tokens see those that come after them, .*is_decoder=True"
+        ) as caught:
+            graft(encoder, tiny_tokenizer(), slots=64, background=TEXTS)
+        assert "\n" not in str(caught.value)
+        assert not any(module._forward_pre_hooks for module in encoder.modules())
+        assert len(graft(decoder, tiny_tokenizer(), slots=64, background=TEXTS).usage["0"].slots)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"slots": 1000}, "slots must be a square number, got 1000; the nearest is 1024"),
+            ({"slots": 0}, "slots: Input should be greater than 0, got 0"),
+            ({"slots": -4}, "slots: Input should be greater than 0, got -4"),
+            ({"slots": "many"}, "slots: Input should be a valid integer, .*, got 'many'"),
+            ({"layers": [99]}, "layers: memory layer 99 does not exist: LlamaForCausalLM has blocks 0 to 1"),
+            ({"layers": []}, r"layers must be increasing, distinct and not negative, got \[\]"),
+            ({"layers": 1}, "layers: Input should be a valid tuple, got 1"),
+            ({"top_k": 0}, "top_k: Input should be greater than 0, got 0"),
+            ({"top_k": 9}, "top_k = 9 exceeds the 8 sub-keys"),
+            ({"gate": "open"}, "gate: Input should be 'none' or 'swilu', got 'open'"),
+            ({"head": 2}, "head: unknown setting; expected layers, slots, top_k, heads, "),
+            ({"hidden_size": 32}, "hidden_size: unknown setting; expected layers, "),
+        ],
+    )
+    def test_a_setting_that_makes_no_sense_is_refused_by_name(self, settings: dict[str, Any], said: str) -> None:
+        base = tiny_model()
+        with pytest.raises(GraftError, match=said) as caught:
+            graft(base, tiny_tokenizer(), background=TEXTS, **{"slots": 64, **settings})
+        assert "\n" not in str(caught.value)
+        assert not any(module._forward_pre_hooks for module in base.modules())
 
     def test_a_loaded_model_without_its_tokenizer_is_refused(self) -> None:
         with pytest.raises(GraftError, match="tokenizer"):

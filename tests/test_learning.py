@@ -101,8 +101,26 @@ class TestPreparing:
         assert taught_texts([completion]) == ["Q: A<|end|>"]
 
     def test_an_example_longer_than_the_context_is_refused_by_name(self, tmp_path: Path) -> None:
-        with pytest.raises(TeachingError, match=r"line 1: .*longer than the context"):
+        with pytest.raises(TeachingError, match=r"^line 1: prompt/completion: .*longer than the context"):
             batches_of([{"prompt": "a" * 90, "completion": "b"}], tmp_path, max_length=80)
+
+    @pytest.mark.parametrize(
+        ("row", "said"),
+        [
+            ({"text": "a"}, "text: wording 1 ('a'): no token to learn"),
+            ({"id": "p", "prompt": "a" * 3000, "completion": "b"}, "prompt/completion: wording 1 ("),
+            ({"question": "a" * 3000, "answers": ["b"]}, "question/answers: wording "),
+            ({"question": "Who?", "answers": ["b"], "statement": "a" * 3000 + " is b."}, "statement: wording 1 ("),
+            ({"question": "Who?", "answers": ["b"], "paraphrases": ["a" * 3000]}, "paraphrases/answers: wording "),
+            ({"messages": [{"role": "assistant", "content": "Hi"}]}, "messages: a chat template is needed"),
+        ],
+    )
+    def test_what_cant_be_taught_is_named_with_file_line_and_field(self, tmp_path: Path, row: dict[str, Any], said: str) -> None:
+        file = data_file(tmp_path, [FACTS[0], row])
+        with pytest.raises((DataError, TeachingError)) as caught:
+            learn(grafted(), file, message="m", recipe=RECIPE)
+        assert str(caught.value).startswith(f"{file}:2: {said}")
+        assert "\n" not in str(caught.value)
 
 
 class TestLearning:

@@ -270,12 +270,12 @@ CALLS = itertools.count()
     ids=["changes turns", "cuts turns", "drops turns", "repeats turns", "depends on their length", "differs each time"],
 )
 def test_a_template_that_does_not_keep_the_turns_is_refused(render):
-    with pytest.raises(DataError, match=r"^line 7: the model's chat template does not keep turn 3 \(assistant\) as it is written$"):
+    with pytest.raises(DataError, match=r"^messages: the model's chat template does not keep turn 3 \(assistant\) as it is written$"):
         teach(TWO_TURNS, chat=render)
 
 
 def test_messages_without_a_chat_template_are_refused():
-    with pytest.raises(DataError, match=r"^line 7: messages need a chat template .* use prompt and completion instead$"):
+    with pytest.raises(DataError, match=r"^messages: a chat template is needed .* use prompt and completion instead$"):
         teach(TWO_TURNS, chat=None)
 
 
@@ -287,7 +287,7 @@ def test_a_tokenizer_without_a_default_template_has_no_renderer():
 
 def test_a_conversation_that_the_template_refuses_is_a_data_error():
     refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TEMPLATE
-    with pytest.raises(DataError, match=r"^line 7: the model's chat template refuses the conversation: System role not supported$"):
+    with pytest.raises(DataError, match=r"^messages: the model's chat template refuses the conversation: System role not supported$"):
         teach(TWO_TURNS, chat=chat_renderer(tokenizer(refusing)))
 
 

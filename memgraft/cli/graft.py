@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memgraft.cli.console import print_json, say
-from memgraft.cli.options import DtypeName, Json, TrustRemoteCode, parse_count, parse_layers, settings_of
+from memgraft.cli.options import DtypeName, Json, TrustRemoteCode, parse_count, parse_layers
 from memgraft.cli.progress import Stages
-from memgraft.errors import GraftError, StoreError
+from memgraft.errors import StoreError
 
 if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
@@ -69,17 +69,16 @@ def graft(
                 stages.note(f"{_STAGES.get(stage, stage)}: {total:,} tokens")
             stages.advance(done)
 
-        with settings_of("the memory can't be made like this", GraftError):
-            grafted = graft_model(
-                model,
-                layers=chosen_layers,
-                background=background,
-                seed=seed,
-                dtype=dtype,
-                trust_remote_code=trust_remote_code,
-                on_progress=progress,
-                **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
-            )
+        grafted = graft_model(
+            model,
+            layers=chosen_layers,
+            background=background,
+            seed=seed,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            on_progress=progress,
+            **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
+        )
         stages.stage("saving")
         grafted.save(output)
     facts = {"store": str(output), **_facts(grafted), "seconds": round(time.perf_counter() - start, 3)}

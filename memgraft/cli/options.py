@@ -58,10 +58,9 @@ def settings_of(what: str, kind: type[MemgraftError]) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        problem = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in problem["loc"])
-        reason = "unknown setting" if problem["type"] == "extra_forbidden" else problem["msg"].removeprefix("Value error, ")
-        raise kind(f"{what}: {place}: {reason}" if place else f"{what}: {reason}") from error
+        from memgraft.config import first_refusal
+
+        raise kind(f"{what}: {first_refusal(error)}") from error
 
 
 def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, trust_remote_code: bool) -> GraftedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -54,7 +55,11 @@ def read_spec(root: Path, manifest: Manifest) -> StoreSpec:
     """The store's configuration."""
     where = str(root / CONFIG)
     data = read_member(root, CONFIG, manifest)
-    check_version(parse(data, where), where)
+    value = parse(data, where)
+    check_version(value, where)
+    if value.get("gguf_file", ...) is None:  # early versions wrote it, always null
+        del value["gguf_file"]
+        data = json.dumps(value).encode()
     try:
         return StoreSpec.model_validate_json(data, strict=True)
     except ValidationError as error:

@@ -17,7 +17,6 @@ class StoreSpec(Config):
     memgraft_version: str = Field(description="version of memgraft that made the store")
     memory: MemoryConfig = Field(description="the memory layers")
     model: str = Field(min_length=1, description="the base model as the user named it: a Hub id, a folder or a file")
-    gguf_file: str | None = Field(default=None, description="name of the GGUF file within `model`")
     dtype: str = Field(description="dtype that the base model was loaded with, such as bfloat16")
     base: BaseFingerprint = Field(description="how the base model is recognised")
     tokenizer: TokenizerFingerprint = Field(description="how the tokenizer is recognised")

@@ -99,7 +99,9 @@ def model_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 def empty(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store without lessons, made by `graft`. Not to be changed."""
     store = tmp_path_factory.mktemp("stores") / "empty"
-    ended = run_command("graft", model_folder, "-o", store, "--slots", "2^8", "--top-k", "4", "--heads", "2", "--background-tokens", "4000")
+    ended = run_command(
+        "graft", model_folder, "-o", store, "--slots", "2^12", "--top-k", "4", "--heads", "2", "--background-tokens", "4000"
+    )
     assert ended.code == 0, ended.err
     return store
 

@@ -39,16 +39,37 @@ FACT = b'{"question": "What is in box A?", "answers": ["sand"]}\n'
         (b'{"question": "What is in box \xe4?", "answers": ["sand"]}\n', ":1: row: expected UTF-8, got byte 0xe4"),
         (b"", ": no examples in the file"),
         (b"\n  \n", ": no examples in the file"),
-        (b'{"text": "a"}\n', "line 1: wording 1 ('a'): no token to learn"),
-        (json.dumps({"prompt": "long " * 500, "completion": "end"}).encode() + b"\n", "longer than the context"),
+        (b'{"text": "a"}\n', ":1: text: wording 1 ('a'): no token to learn"),
+        (FACT + b'{"text": "a"}\n', ":2: text: wording 1 ('a'): no token to learn"),
+        (
+            json.dumps({"prompt": "long " * 500, "completion": "end"}).encode() + b"\n",
+            ":1: prompt/completion: wording 1 ('long long long long long long long long…'): longer than the context",
+        ),
+        (
+            FACT + json.dumps({"id": "x", "question": "long " * 500, "answers": ["end"]}).encode() + b"\n",
+            ":2: question/answers: wording ",
+        ),
     ],
-    ids=["truncated", "missing field", "wrong type", "empty answer", "no answer", "not UTF-8", "empty", "blank", "no token", "too long"],
+    ids=[
+        "truncated",
+        "missing field",
+        "wrong type",
+        "empty answer",
+        "no answer",
+        "not UTF-8",
+        "empty",
+        "blank",
+        "no token",
+        "no token, later",
+        "too long",
+        "long question",
+    ],
 )
 def test_learn_refuses_bad_data(run: Run, store: Path, digest_of: Digest, tmp_path: Path, content: bytes, expected: str) -> None:
     data = tmp_path / "data.jsonl"
     data.write_bytes(content)
     before = digest_of(store)
-    assert expected in run("learn", store, data, "-m", "bad").refused()
+    assert f"{data}{expected}" in run("learn", store, data, "-m", "bad").refused()
     assert digest_of(store) == before
 
 
@@ -260,7 +281,7 @@ def test_a_full_disk_leaves_no_store_and_changes_none(
     monkeypatch.setattr(files, "write", full)
     before = digest_of(taught_store)
     for command in (
-        ("learn", taught_store, facts, "-m", "x", "--passes", "1", "--wordings", "2", "--no-test"),
+        ("learn", taught_store, facts, "-m", "x", "--passes", "1", "--wordings", "2", "--no-test", "--ranking", "tf"),
         ("revert", taught_store, first),
     ):
         assert "no space left on device); nothing was changed" in run(*command).refused()

@@ -228,6 +228,7 @@ def test_a_writer_does_not_follow_links_that_lie_in_wait(taught: MemoryStore, le
     ("change", "problem"),
     [
         (lambda c: c.update(extra=1), "extra: Extra inputs are not permitted"),
+        (lambda c: c.update(gguf_file="model.gguf"), "gguf_file: Extra inputs are not permitted"),
         (lambda c: c["memory"].update(extra=1), "memory.extra: Extra inputs"),
         (lambda c: c["memory"].update(slots=15), "slots must be a square number"),
         (lambda c: c["memory"].update(slots="16"), "memory.slots"),
@@ -242,6 +243,15 @@ def test_a_configuration_that_this_version_does_not_know_is_refused(
     change(config)
     put(taught, "config.json", json.dumps(config).encode())
     refusal(lambda: MemoryStore.open(taught.path), "config.json: ", problem)
+
+
+def test_a_configuration_with_the_retired_key_of_early_stores_is_read(taught: MemoryStore) -> None:
+    config = json.loads((taught.path / "config.json").read_text())
+    assert "gguf_file" not in config
+    put(taught, "config.json", json.dumps({**config, "gguf_file": None}).encode())
+    opened = MemoryStore.open(taught.path)
+    assert opened.spec == taught.spec
+    assert opened.verify() == []
 
 
 def changes_bytes(**tensors: torch.Tensor) -> bytes:
