@@ -24,10 +24,13 @@ from memgraft.config import Config
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
+from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
 from memgraft.reads import Recorder, recording
 from memgraft.usage import Usage, count_accesses
 from memgraft.writers import LeastInterference, Moments, Writer, address_matrix, row_changes
+
+EXPLODED = 3.0  # times the first loss, or that of guessing
 
 
 class Recipe(Config):
@@ -40,6 +43,9 @@ class Recipe(Config):
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     shrink: float = Field(
         0.7, gt=0, le=1, description="factor on what the lesson wrote, at its end: forgetting falls faster with it than learning"
+    )
+    row_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
     )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
     wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
@@ -189,12 +195,14 @@ def teach(
     recipe: Recipe,
     usage: Mapping[str, Usage] | None = None,
     *,
+    keeper: Keeper | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Lesson:
     """Teach batches, in an order shuffled by the seed in each pass, and return the row changes.
 
     Args:
         usage: per table, what the ranking and the writer take as used; the model's background usage by default.
+        keeper: saves the lesson's progress, and where it finds one goes on from there; the outcome has the same bits.
 
     On return the tables hold the taught rows. If anything stops the lesson (Ctrl-C, a loss that is not finite), they hold
     what they held before it.
@@ -207,7 +215,7 @@ def teach(
     before = model.rows()
     try:
         with frozen(model), torch.enable_grad():
-            return _teach(model, batches, recipe, model.usage if usage is None else usage, before, on_step)
+            return _teach(model, batches, recipe, model.usage if usage is None else usage, before, keeper, on_step)
     except BaseException:
         model.assign_rows(before)
         raise
@@ -219,6 +227,7 @@ def _teach(
     recipe: Recipe,
     usage: Mapping[str, Usage],
     before: dict[str, Rows],
+    keeper: Keeper | None,
     on_step: Callable[[Step], None] | None,
 ) -> Lesson:
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -226,33 +235,52 @@ def _teach(
     taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
     budget = recipe.cache_bytes if taught_again else 0
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
-    moments = {name: Moments() for name in model.config.tables}
-    slots_of: dict[str, list[Tensor]] = {name: [torch.zeros(0, dtype=torch.int64)] * len(batches) for name in model.config.tables}
-    losses: list[list[float]] = []
-    last = [math.inf] * len(batches)
-    done = 0
-    for turn in range(recipe.passes):
-        losses.append([math.nan] * len(batches))
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            done += 1
-            if recipe.until_loss is not None and last[index] <= recipe.until_loss:
+    progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
+    if progress.rows is not None:
+        model.assign_rows(progress.rows)
+    for turn in range(progress.turn, recipe.passes):
+        for index in progress.begin(turn, generator, len(batches)):
+            progress.place += 1
+            if recipe.until_loss is not None and progress.last_loss(index) <= recipe.until_loss:
                 continue
             batch = batches[index].round(turn)
             key = index + len(batches) * (turn % len(batches[index].rounds))
             loss, recorder = read_gradients(model, batch, key, recipe, prefix)
-            if not math.isfinite(loss):
-                raise TeachingError(f"{batch.name}: the loss is {loss} in pass {turn + 1}; nothing was written; try a lower learning rate")
-            losses[turn][index] = last[index] = loss
-            for name, slots in write(model, recorder, recipe, usage, moments, recipe.seed + index).items():
-                slots_of[name][index] = torch.cat([slots_of[name][index], slots]).unique()
+            check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
+            progress.add_loss(index, loss)
+            for name, slots in write(model, recorder, recipe, usage, progress.moments, recipe.seed + index).items():
+                progress.batch_slots[name][index] = torch.cat([progress.batch_slots[name][index], slots]).unique()
+            if keeper:
+                keeper.keep(progress, model.rows)
             if on_step:
-                on_step(Step(batch.name, done, recipe.passes * len(batches), loss))
-        if recipe.until_loss is not None and max(last) <= recipe.until_loss:
+                on_step(Step(batch.name, turn * len(batches) + progress.place, recipe.passes * len(batches), loss))
+        if recipe.until_loss is not None and all(progress.last_loss(index) <= recipe.until_loss for index in range(len(batches))):
             break
-    changes = {name: shrunk(difference(rows, before[name]), recipe.shrink) for name, rows in model.rows().items()}
-    if recipe.shrink < 1:
+    changes = {name: finished(difference(rows, before[name]), recipe) for name, rows in model.rows().items()}
+    if recipe.shrink < 1 or recipe.row_dtype != "float32":
         model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
-    return Lesson(changes, losses, slots_of)
+    return Lesson(changes, progress.losses, progress.batch_slots)
+
+
+def check_loss(loss: float, first: float | None, vocabulary: int, name: str, turn: int) -> None:
+    """TeachingError for a loss that is not finite, or that exploded.
+
+    Exploded is beyond three times the lesson's first loss and three times that of guessing, log(vocabulary), whichever is more.
+    """
+    limit = EXPLODED * max(math.log(vocabulary), first or 0.0)
+    if not math.isfinite(loss) or (first is not None and loss > limit):
+        what = f"exploded to {loss:.3g}" if math.isfinite(loss) else f"is {loss}"
+        raise TeachingError(f"{name}: the loss {what} in pass {turn + 1}; nothing was written; try a lower learning rate")
+
+
+def finished(rows: Rows, recipe: Recipe) -> Rows:
+    """What the lesson keeps of its changes: shrunk, and rounded where bf16 rows were asked for."""
+    rows = shrunk(rows, recipe.shrink)
+    if recipe.row_dtype == "float32":
+        return rows
+    values = rows.values.bfloat16().float()
+    changed = (values != 0).any(-1)
+    return Rows(rows.slots[changed], values[changed])
 
 
 def shrunk(rows: Rows, factor: float) -> Rows:
