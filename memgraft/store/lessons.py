@@ -69,9 +69,9 @@ def tensors_of(changes: Mapping[str, Rows]) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     half = fits_bfloat16(changes)
     for table, rows in changes.items():
-        values = rows.values.detach().cpu().contiguous()
-        tensors[f"slots.{table}"] = rows.slots.detach().cpu().contiguous()
-        tensors[f"values.{table}"] = values.to(torch.bfloat16) if half else values
+        # Copies: the format has no tensors that share memory, and two tables may have the same slots.
+        tensors[f"slots.{table}"] = rows.slots.detach().cpu().contiguous().clone()
+        tensors[f"values.{table}"] = rows.values.detach().cpu().contiguous().to(torch.bfloat16 if half else torch.float32, copy=True)
     return tensors
 
 
