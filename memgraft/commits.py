@@ -12,7 +12,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from memgraft.canonical import canonical_json
 
-__all__ = ["Commit", "Rows", "add_rows", "canonical_json", "sum_rows", "union_slots"]
+__all__ = ["Commit", "DataFile", "Rows", "add_rows", "canonical_json", "sum_rows", "union_slots"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +112,19 @@ def sum_rows(changes: Iterable[Rows], width: int) -> Rows:
 
 
 @dataclass(frozen=True)
+class DataFile:
+    """A data file that is kept with the lesson it taught, so that the lesson can be taught again."""
+
+    kind: Literal["jsonl", "txt"]
+    content: bytes = field(repr=False)
+
+    @classmethod
+    def read(cls, path: Path) -> DataFile:
+        """OSError where there is none."""
+        return cls("txt" if path.suffix.lower() == ".txt" else "jsonl", path.read_bytes())
+
+
+@dataclass(frozen=True)
 class Commit:
     """One lesson: the row changes, per value table, that teaching a data set made."""
 
@@ -119,6 +133,7 @@ class Commit:
     recipe: Mapping[str, Any]  # JSON: every setting that shaped the changes
     data_sha256: str
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)  # JSON: measurements, outside the id
+    data: DataFile | None = field(default=None, compare=False)  # what was taught, where it is to be kept
 
     def header(self) -> dict[str, Any]:
         """What the id covers, beside the changes themselves."""

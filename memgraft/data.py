@@ -28,7 +28,7 @@ from pydantic import ValidationError
 from memgraft.errors import DataError
 from memgraft.examples import Chat, Completion, Example, Fact, Message, Text, normalise
 
-__all__ = ["Chat", "Completion", "Example", "ExampleSet", "Fact", "Message", "Text", "normalise", "read_examples"]
+__all__ = ["Chat", "Completion", "Example", "ExampleSet", "Fact", "Message", "Text", "normalise", "parse_examples", "read_examples"]
 
 _SHOWN_PROBLEMS = 10
 _JSON_SUFFIXES = {".jsonl", ".ndjson", ".json", ""}
@@ -61,35 +61,45 @@ def read_examples(path: Path | str) -> ExampleSet:
     number of the others.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    plain = suffix == ".txt"
-    if not plain and suffix not in _JSON_SUFFIXES:
-        raise DataError(f"{path}: expected a .jsonl file (one JSON object a line) or a .txt file, got {suffix!r}")
-    problems = _Problems(path)
-    digest = hashlib.sha256()
-    examples: list[Example] = []
-    ids: dict[str, int] = {}
+    _is_plain(path)
     try:
         with path.open("rb") as stream:
-            lines = _decoded_lines(stream, digest.update, problems)
-            for number, text in _paragraphs(lines) if plain else _rows(lines):
-                try:
-                    example = _example(number, {"text": text} if plain else _json_object(text))
-                    if example.id is not None and ids.setdefault(example.id, number) != number:
-                        raise _BadRow("id", f"expected a new id, {example.id!r} is that of line {ids[example.id]}")
-                except _BadRow as problem:
-                    problems.add(number, problem.field, problem.expected)
-                else:
-                    examples.append(example)
+            return parse_examples(stream, path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error.strerror}") from error
+
+
+def parse_examples(stream: BinaryIO, path: Path) -> ExampleSet:
+    """As `read_examples`, from an open file; `path` tells the format and names it in errors."""
+    plain = _is_plain(path)
+    problems = _Problems(path)
+    digest = hashlib.sha256()
+    examples: list[Example] = []
+    ids: dict[str, int] = {}
+    lines = _decoded_lines(stream, digest.update, problems)
+    for number, text in _paragraphs(lines) if plain else _rows(lines):
+        try:
+            example = _example(number, {"text": text} if plain else _json_object(text))
+            if example.id is not None and ids.setdefault(example.id, number) != number:
+                raise _BadRow("id", f"expected a new id, {example.id!r} is that of line {ids[example.id]}")
+        except _BadRow as problem:
+            problems.add(number, problem.field, problem.expected)
+        else:
+            examples.append(example)
     _check_held_out(examples, problems)
     problems.raise_if_any()
     if not examples:
         raise DataError(f"{path}: no examples in the file: {'expected some text' if plain else _EXPECTED_ROW}")
     return ExampleSet(str(path), digest.hexdigest(), tuple(examples))
+
+
+def _is_plain(path: Path) -> bool:
+    suffix = path.suffix.lower()
+    if suffix != ".txt" and suffix not in _JSON_SUFFIXES:
+        raise DataError(f"{path}: expected a .jsonl file (one JSON object a line) or a .txt file, got {suffix!r}")
+    return suffix == ".txt"
 
 
 class _Problems:

@@ -19,3 +19,7 @@ class StoreError(MemgraftError):
 
 class TeachingError(MemgraftError):
     """A lesson that can't go on: no supervised token, a loss that is not finite, a prompt beyond the context."""
+
+
+class GateError(TeachingError):
+    """A lesson after which a probe was worse than before, and which was therefore not kept."""

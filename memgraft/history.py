@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
-from memgraft.commits import Commit, Rows, sum_rows
+from memgraft.commits import Commit, DataFile, Rows, sum_rows
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
 from memgraft.store.lessons import overlap_of
@@ -45,6 +46,20 @@ class History:
         assert self.store is not None
         return self.store.commit(id)
 
+    def data(self, id: str) -> DataFile | None:
+        """The file that an active lesson was taught from, where it is kept."""
+        known = self._active[id]
+        if known is not None:
+            return known.data
+        assert self.store is not None
+        return self.store.data(id)
+
+    def copy(self) -> History:
+        """This history as it is now; what is learned and reverted later does not reach it."""
+        other = History(self.store)
+        other._pending, other._active = list(self._pending), dict(self._active)
+        return other
+
     def learn(self, commit: Commit) -> None:
         """Add a lesson. Raises StoreError where the same one is active already."""
         if commit.id in self._active:
@@ -79,16 +94,11 @@ class History:
         return {name: sum_rows((c.changes[name] for c in commits if name in c.changes), width) for name in tables}
 
     def save(self, store: MemoryStore) -> None:
-        """Bring a store up to date: the model's own, or a new one, which gets the active lessons."""
+        """Bring a store up to date: the model's own, in one change, or a new one, which gets the active lessons one by one."""
         if self.store is not None and store.path.resolve() == self.store.path.resolve():
-            while self._pending:
-                op, commit = self._pending[0]
-                if op == "learn":
-                    store.append(commit)
-                else:
-                    store.revert(commit.id)
-                self._pending.pop(0)
+            if self._pending:
+                store.apply(self._pending)
         else:
             for id in self._active:
-                store.append(self.commit(id))
+                store.append(replace(self.commit(id), data=self.data(id)))
         self.store, self._pending = store, []

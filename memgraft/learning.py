@@ -10,11 +10,13 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from memgraft.commits import Commit
+from memgraft.checkpoints import Checkpoints
+from memgraft.commits import Commit, DataFile
 from memgraft.data import ExampleSet, read_examples
 from memgraft.encoding import TokenBatch, chunk, encode, joined
 from memgraft.errors import DataError, MemgraftError, TeachingError
 from memgraft.examples import Example, Fact, Text
+from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
 from memgraft.probes import QAProbe, QuestionRow, measure
 from memgraft.probes.language_model import context_length
@@ -102,6 +104,9 @@ def learn(
     message: str,
     recipe: Recipe | None = None,
     test: bool = True,
+    keep: DataFile | None = None,
+    gate: Gate | None = None,
+    checkpoints: Checkpoints | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Commit:
     """Teach a data set and keep what changed as a commit.
@@ -111,24 +116,31 @@ def learn(
         message: what the lesson is about, for the log.
         recipe: how it is taught; the default one otherwise.
         test: ask every fact afterwards and put question and answer in the commit's record.
+        keep: the data file, to be kept with the lesson, so that it can be taught again.
+        gate: probes that must not get worse by the lesson.
+        checkpoints: where the lesson's progress is saved now and then, and found again.
         on_step: called after each batch.
 
     Raises:
-        DataError, TeachingError: the data can't be taught, or the loss is not finite. The model is as before, also after Ctrl-C.
+        DataError, TeachingError: the data can't be taught, or the loss is not finite. GateError: a probe fell.
+        StoreError: there is a checkpoint of another lesson. The model is as before, also after Ctrl-C.
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
+    keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
     probe = test_questions(examples.examples) if test else None
     before = None
     if probe:
         with model.without_memory():
             before = measure(probe, model.base, model.tokenizer)
+    if gate:
+        gate.measure_before(model)
     rows_before = model.rows()
     try:
         start = time.perf_counter()
-        lesson = teach(model, batches, recipe, effective_usage(model), on_step=on_step)
-        seconds = time.perf_counter() - start
+        lesson = teach(model, batches, recipe, effective_usage(model), keeper=keeper, on_step=on_step)
+        seconds = time.perf_counter() - start + (keeper.seconds_before if keeper else 0.0)
         after = measure(probe, model.base, model.tokenizer) if probe else None
         unrecorded = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256)
         overlaps = model.history.overlaps(unrecorded, model.history.active())
@@ -139,10 +151,14 @@ def learn(
         if before and after:
             record["facts"] = asked(examples.examples, before, after)
             record["learned"] = sum(fact["learned"] for fact in record["facts"])
-        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record)
+        if gate:
+            record["gate"] = gate.check(model)
+        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep)
         model.history.learn(commit)
-    except BaseException:
+    except BaseException as error:
         model.assign_rows(rows_before)
+        if keeper and isinstance(error, TeachingError):  # it would end in the same way again
+            keeper.remove()
         raise
     model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
     return commit

@@ -19,15 +19,18 @@ from pydantic import Field
 from torch import Tensor
 
 from memgraft.blocks import can_start_at, hidden_states_before, starting_at
-from memgraft.commits import Rows
+from memgraft.commits import Rows, sum_rows
 from memgraft.config import Config
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
+from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
 from memgraft.reads import Recorder, recording
 from memgraft.usage import Usage, count_accesses
 from memgraft.writers import LeastInterference, Moments, Writer, address_matrix, row_changes
+
+EXPLODED = 3.0  # times the first loss, or that of guessing
 
 
 class Recipe(Config):
@@ -40,6 +43,9 @@ class Recipe(Config):
     rows: int | None = Field(300, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
     settling: int = Field(2, ge=0, description="passes, the last ones, that change only the rows that are kept")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
+    row_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
+    )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
     wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
@@ -202,12 +208,14 @@ def teach(
     recipe: Recipe,
     usage: Mapping[str, Usage] | None = None,
     *,
+    keeper: Keeper | None = None,
     on_step: Callable[[Step], None] | None = None,
 ) -> Lesson:
     """Teach batches, in an order shuffled by the seed in each pass, and return the row changes.
 
     Args:
         usage: per table, what the ranking and the writer take as used; the model's background usage by default.
+        keeper: saves the lesson's progress, and where it finds one goes on from there; the outcome has the same bits.
 
     On return the tables hold the taught rows. If anything stops the lesson (Ctrl-C, a loss that is not finite), they hold
     what they held before it.
@@ -225,7 +233,7 @@ def teach(
     before = model.rows()
     try:
         with frozen(model), model.without_threshold(), torch.enable_grad():
-            return _teach(model, batches, recipe, usage, before, on_step)
+            return _teach(model, batches, recipe, usage, before, keeper, on_step)
     except BaseException:
         model.assign_rows(before)
         raise
@@ -237,6 +245,7 @@ def _teach(
     recipe: Recipe,
     usage: Mapping[str, Usage],
     before: dict[str, Rows],
+    keeper: Keeper | None,
     on_step: Callable[[Step], None] | None,
 ) -> Lesson:
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -244,68 +253,86 @@ def _teach(
     taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
     budget = recipe.cache_bytes if taught_again else 0
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
-    moments = {name: Moments() for name in model.config.tables}
-    slots_of: dict[str, list[Tensor]] = {name: [torch.zeros(0, dtype=torch.int64)] * len(batches) for name in model.config.tables}
-    losses: list[list[float]] = []
-    last = [math.inf] * len(batches)
-    kept: dict[str, Tensor] | None = None
-    done = 0
-    for turn in range(recipe.passes):
-        if recipe.rows is not None and 0 < turn == recipe.passes - recipe.settling:
-            kept = keep_largest(model, before, recipe.rows * len(batches))
-        losses.append([math.nan] * len(batches))
-        for index in torch.randperm(len(batches), generator=generator).tolist():
-            done += 1
-            if recipe.until_loss is not None and last[index] <= recipe.until_loss:
+    progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
+    if progress.rows is not None:
+        model.assign_rows(progress.rows)
+    settled_from = max(1, recipe.passes - recipe.settling)
+    for turn in range(progress.turn, recipe.passes):
+        kept = None
+        if recipe.rows is not None and turn >= settled_from:
+            if turn == settled_from and not (progress.turn == turn and progress.place):
+                keep_largest(model, before, recipe.rows * len(batches))
+            kept = {name: difference(rows, before[name]).slots for name, rows in model.rows().items()}
+        for index in progress.begin(turn, generator, len(batches)):
+            progress.place += 1
+            if recipe.until_loss is not None and progress.last_loss(index) <= recipe.until_loss:
                 continue
             batch = batches[index].round(turn)
             key = index + len(batches) * (turn % len(batches[index].rounds))
             loss, recorder = read_gradients(model, batch, key, recipe, prefix)
-            if not math.isfinite(loss):
-                raise TeachingError(f"{batch.name}: the loss is {loss} in pass {turn + 1}; nothing was written; try a lower learning rate")
-            losses[turn][index] = last[index] = loss
-            for name, slots in write(model, recorder, recipe, usage, moments, recipe.seed + index, kept).items():
-                slots_of[name][index] = torch.cat([slots_of[name][index], slots]).unique()
+            check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
+            progress.add_loss(index, loss)
+            for name, slots in write(model, recorder, recipe, usage, progress.moments, recipe.seed + index, kept).items():
+                progress.batch_slots[name][index] = torch.cat([progress.batch_slots[name][index], slots]).unique()
+            if keeper:
+                keeper.keep(progress, model.rows)
             if on_step:
-                on_step(Step(batch.name, done, recipe.passes * len(batches), loss))
-        if recipe.until_loss is not None and max(last) <= recipe.until_loss:
+                on_step(Step(batch.name, turn * len(batches) + progress.place, recipe.passes * len(batches), loss))
+        if recipe.until_loss is not None and all(progress.last_loss(index) <= recipe.until_loss for index in range(len(batches))):
             break
-    if recipe.rows is not None and kept is None:
-        kept = keep_largest(model, before, recipe.rows * len(batches))
-    changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
+    if recipe.rows is not None:
+        keep_largest(model, before, recipe.rows * len(batches))
+    changes = {name: rounded(difference(rows, before[name]), recipe.row_dtype) for name, rows in model.rows().items()}
     if not any(len(change) for change in changes.values()):
         raise TeachingError(
             "no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking "
             f"{recipe.ranking} (slots of earlier lessons count as used), or the steps are too small; use the ranking tf, "
             "a higher learning rate, or a memory with more slots"
         )
-    for name, change in changes.items():
-        slots_of[name] = [slots[torch.isin(slots, change.slots)] for slots in slots_of[name]]
-    return Lesson(changes, losses, slots_of)
+    if recipe.row_dtype != "float32":
+        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
+    written = {name: [slots[torch.isin(slots, changes[name].slots)] for slots in parts] for name, parts in progress.batch_slots.items()}
+    return Lesson(changes, progress.losses, written)
 
 
-def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) -> dict[str, Tensor]:
+def check_loss(loss: float, first: float | None, vocabulary: int, name: str, turn: int) -> None:
+    """TeachingError for a loss that is not finite, or that exploded.
+
+    Exploded is beyond three times the lesson's first loss and three times that of guessing, log(vocabulary), whichever is more.
+    """
+    limit = EXPLODED * max(math.log(vocabulary), first or 0.0)
+    if not math.isfinite(loss) or (first is not None and loss > limit):
+        what = f"exploded to {loss:.3g}" if math.isfinite(loss) else f"is {loss}"
+        raise TeachingError(f"{name}: the loss {what} in pass {turn + 1}; nothing was written; try a lower learning rate")
+
+
+def rounded(rows: Rows, dtype: Literal["float32", "bfloat16"]) -> Rows:
+    """Rows rounded to a dtype, in fp32; those that become zero are left out."""
+    if dtype == "float32":
+        return rows
+    values = rows.values.bfloat16().float()
+    changed = (values != 0).any(-1)
+    return Rows(rows.slots[changed], values[changed])
+
+
+def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) -> None:
     """Take back all but the `count` rows, over all tables, that changed most since `before`; ties by table, then slot.
 
-    Most of what a lesson writes are small changes of many rows, which teach little and are read by others (docs/concepts.md).
-
-    Returns:
-        the sorted slots kept, by table; the others hold the bits that they held before.
+    Rows taken back hold the bits that they held before. Most of what a lesson writes are small changes of many rows, which
+    teach little and are read by others (docs/concepts.md).
     """
     changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
     norms = torch.cat([change.values.norm(dim=-1) for change in changes.values()])
     chosen = torch.zeros(len(norms), dtype=torch.bool)
     chosen[norms.sort(descending=True, stable=True).indices[:count]] = True
-    kept, rows = {}, {}
+    rows = {}
     for (name, change), mine in zip(changes.items(), chosen.split([len(change) for change in changes.values()]), strict=True):
-        kept[name] = change.slots[mine]
-        after = model.table(name).rows
-        new = torch.isin(after.slots, kept[name])
-        old = ~torch.isin(before[name].slots, kept[name])
+        kept, after = change.slots[mine], model.table(name).rows
+        new = torch.isin(after.slots, kept)
+        old = ~torch.isin(before[name].slots, kept)
         slots, order = torch.cat([after.slots[new], before[name].slots[old]]).sort()
         rows[name] = Rows(slots, torch.cat([after.values[new], before[name].values[old]])[order])
     model.assign_rows(rows)
-    return kept
 
 
 def difference(after: Rows, before: Rows) -> Rows:

@@ -82,6 +82,21 @@ class Moments:
         self._second: Tensor | None = None
         self._steps: Tensor | None = None
 
+    def tensors(self) -> dict[str, Tensor]:
+        """As named tensors, for a checkpoint; none before the first step."""
+        if self._first is None or self._second is None or self._steps is None:
+            return {}
+        return {"slots": torch.tensor(list(self._index)), "first": self._first, "second": self._second, "steps": self._steps}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> Moments:
+        """The inverse of `tensors`."""
+        moments = cls()
+        if tensors:
+            moments._index = {slot: at for at, slot in enumerate(tensors["slots"].tolist())}
+            moments._first, moments._second, moments._steps = tensors["first"], tensors["second"], tensors["steps"]
+        return moments
+
     def step(self, slots: Tensor, gradient: Tensor, adam: Adam) -> Tensor:
         """Update the moments of these rows and return the change of their values (S, V)."""
         fresh = [slot for slot in slots.tolist() if slot not in self._index]

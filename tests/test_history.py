@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from memgraft.commits import Commit, Rows, sum_rows
 from memgraft.errors import StoreError
 from memgraft.history import History
-from memgraft.store import MemoryStore
+from memgraft.store import MemoryStore, files
 from tests.models import HIDDEN, fill, random_rows, tiny_graft
 
 TABLES = ("0", "1")
@@ -172,19 +173,16 @@ class TestSaving:
         history.learn(FIRST)
         history.learn(SECOND)
         assert history.store is not None
-        append = MemoryStore.append
 
-        def full_disk(self: MemoryStore, commit: Commit) -> object:
-            if commit.id == SECOND.id:
-                raise StoreError("no space left")
-            return append(self, commit)
+        def full_disk(*_: object) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(MemoryStore, "append", full_disk)
+            patch.setattr(files, "rename", full_disk)
             with pytest.raises(StoreError, match="no space left"):
                 history.save(history.store)
         assert not history.saved
-        assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id]
+        assert MemoryStore.open(tmp_path / "store").active() == []
         history.save(history.store)
         assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id, SECOND.id]
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import memgraft
-from memgraft.cli import ask, check, demo, doctor, graft, learn, log, revert, show
+from memgraft.cli import ask, blame, check, demo, diff, doctor, exchange, graft, learn, log, merge, revert, show, tag, upkeep
 from memgraft.cli.running import Commands
 
 # Plain help of a fixed width: docs/cli.md is made from it, and no library beside typer is imported for it.
@@ -29,7 +29,7 @@ def memgraft_command(
 ) -> None:
     """Graft a sparse memory onto a pretrained language model, teach it, and inspect, check and undo every lesson.
 
-    Exit codes: 0 all is well, 1 an error (one line on stderr), 2 `check` found that something was forgotten, 130 and 143 stopped.
+    Exit codes: 0 all is well, 1 an error (one line on stderr), 2 `check` or a gate found that something was forgotten, 130 and 143 stopped.
     """
     if version:
         typer.echo(f"memgraft {memgraft.__version__}")
@@ -43,6 +43,14 @@ app.command("ask")(ask.ask)
 app.command("check")(check.check)
 app.command("log")(log.log)
 app.command("show")(show.show)
+app.command("diff")(diff.diff)
+app.command("blame")(blame.blame)
 app.command("revert")(revert.revert)
+app.command("merge")(merge.merge)
+app.command("export")(exchange.export)
+app.command("import")(exchange.import_)
+app.command("tag")(tag.tag)
+app.command("verify")(upkeep.verify)
+app.command("gc")(upkeep.gc)
 app.command("doctor")(doctor.doctor)
 app.command("demo")(demo.demo)

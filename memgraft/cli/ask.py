@@ -14,7 +14,7 @@ from memgraft.errors import DataError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_WHOLE = "\0"  # ends an answer at nothing that a text holds, so that it may have several lines
+WHOLE_ANSWER = "\0"  # ends an answer at nothing that a text holds, so that it may have several lines
 
 
 def ask(
@@ -43,9 +43,9 @@ def ask(
         grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
         from memgraft.probes import generate_answers
 
-        frame = "chat" if chat else "few-shot" if few_shot else "raw" if raw else _frame(grafted.tokenizer)
-        prompt = _prompt(grafted.tokenizer, frame, question)
-        stop = "\n" if frame == "few-shot" else _WHOLE
+        frame = "chat" if chat else "few-shot" if few_shot else "raw" if raw else default_frame(grafted.tokenizer)
+        prompt = prompt_of(grafted.tokenizer, frame, question)
+        stop = "\n" if frame == "few-shot" else WHOLE_ANSWER
 
         def answer() -> str:
             return generate_answers(grafted.base, grafted.tokenizer, [prompt], max_new_tokens=max_new_tokens, stop=stop)[0]
@@ -66,11 +66,13 @@ def ask(
         print(plain(next(iter(answers.values()))))
 
 
-def _frame(tokenizer: PreTrainedTokenizerBase) -> str:
+def default_frame(tokenizer: PreTrainedTokenizerBase) -> str:
+    """How a model is asked where the user does not say it."""
     return "chat" if tokenizer.chat_template else "few-shot"
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, frame: str, question: str) -> str:
+def prompt_of(tokenizer: PreTrainedTokenizerBase, frame: str, question: str) -> str:
+    """The question in its frame."""
     from memgraft.probes.frames import chat_prompt, choose_shots, few_shot_prompt, packaged_shots
 
     if frame == "chat":

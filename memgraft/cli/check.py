@@ -44,21 +44,19 @@ def check(
 
     Forgotten is what got worse by more than the tolerance and, by a paired bootstrap interval, not by chance.
     """
-    from memgraft.probes import load_probe, run_probes
+    from memgraft.gate import forgot as worse
+    from memgraft.probes import run_probes
 
-    if BACKGROUND not in probe:
-        probes: list[Probe | None] = [load_probe(spec) for spec in probe]
-    else:
-        probes = [None if spec == BACKGROUND else load_probe(spec) for spec in probe]
+    probes = read_probes(probe)
     changes = []
     with Stages() as stages:
         stages.stage("loading the base model")
         grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
         for number, given in enumerate(probes):
-            ready = given or _background_probe(grafted, str(store))
+            ready = given or background_probe(grafted, str(store))
             stages.stage(f"probe {number + 1} of {len(probes)}: {ready.name}")
             changes += run_probes(grafted, [ready])
-    forgot = [_forgot(change, tolerance) for change in changes]
+    forgot = [worse(change, tolerance) for change in changes]
     if json:
         measured = [{**change.summary(), "worse": worse} for change, worse in zip(changes, forgot, strict=True)]
         lessons = len(grafted.history.active())
@@ -69,14 +67,15 @@ def check(
         raise typer.Exit(FORGOT)
 
 
-def _forgot(change: Change, tolerance: float | None) -> bool:
-    # Any change at all moves the drift away from 0: without a tolerance it would always be too much.
-    if tolerance is None and change.metric == "drift KL":
-        return False
-    return change.worse(tolerance or 0.0)
+def read_probes(specs: list[str]) -> list[Probe | None]:
+    """The probes that a command was given; None stands for `background`, which needs the model."""
+    from memgraft.probes import load_probe
+
+    return [None if spec == BACKGROUND else load_probe(spec) for spec in specs]
 
 
-def _background_probe(model: GraftedModel, store: str) -> DriftProbe:
+def background_probe(model: GraftedModel, store: str) -> DriftProbe:
+    """Drift on the part of the background that usage was not counted on. DataError where there is none."""
     from memgraft.probes import DriftProbe
 
     if model.background is None:

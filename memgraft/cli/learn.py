@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from memgraft.cli.check import FORGOT, background_probe, read_probes
 from memgraft.cli.console import print_json, short
 from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.cli.recipes import build_recipe
+from memgraft.cli.running import told
 from memgraft.cli.stopping import Stopped, unstoppable
-from memgraft.errors import DataError, StoreError
+from memgraft.errors import DataError, GateError, StoreError
 
 if TYPE_CHECKING:
+    from memgraft.commits import DataFile
     from memgraft.store import MemoryStore
 
 RankingName = Literal["tfidf", "kl", "kl-accesses", "tf", "all", "random"]
@@ -45,6 +49,33 @@ def learn(
         typer.Option(metavar="FILE.json", help="All of these settings, as `show --json` prints them; options win.", show_default=False),
     ] = None,
     no_test: Annotated[bool, typer.Option("--no-test", help="Don't ask the facts before and after the lesson.")] = False,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Round the lesson's rows to bfloat16: a file of half the size.")] = False,
+    keep_data: Annotated[bool, typer.Option("--keep-data", help="Keep the data file in the store, to teach the lesson again.")] = False,
+    gate: Annotated[
+        list[str],
+        typer.Option(
+            "--gate",
+            metavar="PROBE",
+            help="What must not get worse by the lesson, as `check --probe` has it, or the lesson is not kept and the exit code is 2. "
+            "May be repeated.",
+            show_default=False,
+        ),
+    ] = [],  # noqa: B006 (typer copies it)
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0, help="How much worse a gate's mean may get, in its own unit.", show_default="0; drift is only reported"),
+    ] = None,
+    checkpoint_every: Annotated[
+        float, typer.Option(min=0, metavar="SECONDS", help="How often the lesson's progress is saved in the store.")
+    ] = 300.0,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--restart",
+            help="Go on with a lesson that was stopped, to the same bits, or begin it anew.",
+            show_default="neither is begun beside a stopped lesson",
+        ),
+    ] = None,
     model: BaseModel = None,
     dtype: Dtype = None,
     trust_remote_code: TrustRemoteCode = False,
@@ -52,7 +83,7 @@ def learn(
 ) -> None:
     """Teach a data file and add the lesson to the store.
 
-    Whatever stops it, an error, Ctrl-C or SIGTERM, leaves the store as it was.
+    Whatever stops it, an error, Ctrl-C or SIGTERM, leaves the store as it was, but for a checkpoint of a long lesson to go on from.
     """
     _check_message(message)
     _open(store)
@@ -67,11 +98,16 @@ def learn(
         "wordings": wordings,
         "loss": loss,
         "seed": seed,
+        "row_dtype": "bfloat16" if bf16 else None,
     }
     chosen = build_recipe(recipe, settings, writer=writer, learning_rate=learning_rate, background_weight=mu)
+    probes = read_probes(gate)
+    from memgraft.checkpoints import Checkpoints
+    from memgraft.gate import Gate
     from memgraft.learning import learn as learn_lesson
 
     kept = ""
+    checkpoints: Checkpoints | None = None
     try:
         with Stages() as stages:
             stages.stage("loading the base model")
@@ -84,13 +120,29 @@ def learn(
                 facts = all(isinstance(example, Fact) for example in examples.examples)
                 stages.stage("asking what is known already" if facts and not no_test else "preparing")
                 progress = TeachingProgress(stages, passes=chosen.passes, unit="facts" if facts else "examples")
-                commit = learn_lesson(grafted, examples, message=message, recipe=chosen, test=not no_test, on_step=progress)
+                checkpoints = Checkpoints(own, every=checkpoint_every, resume=resume)
+                commit = learn_lesson(
+                    grafted,
+                    examples,
+                    message=message,
+                    recipe=chosen,
+                    test=not no_test,
+                    keep=_data_file(data) if keep_data else None,
+                    gate=Gate([probe or background_probe(grafted, str(store)) for probe in probes], tolerance) if probes else None,
+                    checkpoints=checkpoints,
+                    on_step=progress,
+                )
                 with unstoppable():
                     grafted.save(store)
                     kept = commit.id
+                    checkpoints.remove()
     except KeyboardInterrupt as interrupt:
-        outcome = f"the lesson {short(kept)} was saved already" if kept else "the store is as it was before the lesson"
+        left = "; go on with --resume" if checkpoints is not None and checkpoints.path.exists() else ""
+        outcome = f"the lesson {short(kept)} was saved already" if kept else f"the store is as it was before the lesson{left}"
         raise Stopped(interrupt, outcome) from interrupt
+    except GateError as error:
+        print(told(error), file=sys.stderr)
+        raise typer.Exit(FORGOT) from error
 
     from memgraft.cli.lessons import describe, print_lesson
 
@@ -99,6 +151,15 @@ def learn(
         print_json(lesson)
     else:
         print_lesson(lesson)
+
+
+def _data_file(path: Path) -> DataFile:
+    from memgraft.commits import DataFile
+
+    try:
+        return DataFile.read(path)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror}") from error
 
 
 def _open(store: Path) -> MemoryStore:

@@ -19,6 +19,11 @@ DtypeName = Literal["auto", "bfloat16", "float32"]
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Memory store: the folder that `memgraft graft` made.", show_default=False)]
 Lesson = Annotated[str, typer.Argument(metavar="ID", help="Id of a lesson, or its first characters; see `log`.", show_default=False)]
+POINT = "a tag, a lesson's id (right after it was learned), start or now"
+RetaughtData = Annotated[
+    list[Path],
+    typer.Option("--data", metavar="FILE", help="With re-teach: data of a lesson whose data the store did not keep. May be repeated."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and nothing else there.")]
 BaseModel = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="Where the base model is now, if not where it was.", show_default=False)

@@ -2,12 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
+import typer
+
 from memgraft.cli.console import first_line, print_json, say, short
 from memgraft.cli.lessons import overlap_json, overlap_lines
-from memgraft.cli.options import Json, Lesson, Store
+from memgraft.cli.options import BaseModel, Dtype, Json, Lesson, RetaughtData, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.progress import Stages
+from memgraft.errors import DataError
 
 
-def revert(store: Store, lesson: Lesson, json: Json = False) -> None:
+def revert(
+    store: Store,
+    lesson: Lesson,
+    overlap: Annotated[
+        Literal["keep", "refuse", "re-teach"],
+        typer.Option(help="Later lessons on its slots: keep them as they are, refuse to revert, or teach them again without it."),
+    ] = "keep",
+    data: RetaughtData = [],  # noqa: B006 (typer copies it)
+    model: BaseModel = None,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
     """Take a lesson back.
 
     The memory becomes, bit for bit, the sum of the other lessons. The lesson's files stay in the store, so that it can be
@@ -15,20 +33,42 @@ def revert(store: Store, lesson: Lesson, json: Json = False) -> None:
     """
     from memgraft.store import MemoryStore
 
+    if data and overlap != "re-teach":
+        raise DataError("--data is for --overlap re-teach; leave it out")
     opened = MemoryStore.open(store)
-    report = opened.revert(lesson)
+    again = {}
+    if overlap == "re-teach":
+        id = opened.resolve(lesson)
+        with Stages() as stages:
+            stages.stage("loading the base model")
+            grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+            from memgraft.reteaching import revert as revert_teaching
+
+            own = grafted.history.store
+            assert own is not None
+            with own.lock():
+                stages.stage("teaching again")
+                report, taught = revert_teaching(grafted, id, overlap=overlap, data=data)
+                grafted.save(store)
+        again = {old: new.id for old, new in taught.items()}
+        opened = MemoryStore.open(store)
+    else:
+        report = opened.revert(lesson, overlap)
     message = opened.header(report.commit)["message"]
     messages = {entry.commit: entry.message for entry in opened.history()}
     remaining = opened.active()
     overlaps = [overlap_json(overlap) for overlap in report.overlaps]
     if json:
         left = [{"id": id, "message": messages[id]} for id in remaining]
-        print_json({"reverted": report.commit, "message": message, "rows": report.rows, "overlaps": overlaps, "remaining": left})
+        found = {"reverted": report.commit, "message": message, "rows": report.rows, "overlaps": overlaps, "taught_again": again}
+        print_json({**found, "remaining": left})
         return
     say(f"reverted {short(report.commit)}: {first_line(message)} ({report.rows:,} rows)")
     for line in overlap_lines(overlaps, "took its part out of {slots} slots that are shared with"):
         say(line)
-    if overlaps:
+    for old, new in again.items():
+        say(f"taught {short(old)} again as {short(new)}: {first_line(messages[new])}")
+    if overlaps and not again:
         say(f"check what those lessons taught: `memgraft check {store} --probe FILE`")
     if remaining:
         say(f"{len(remaining)} lesson{'s' if len(remaining) > 1 else ''} remain{'s' if len(remaining) == 1 else ''}:")

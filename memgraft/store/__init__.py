@@ -2,7 +2,18 @@
 
 from memgraft.store.lessons import Overlap, RevertReport
 from memgraft.store.manifest import HistoryEntry
+from memgraft.store.merge import Conflict, MergeReport
 from memgraft.store.spec import FORMAT_VERSION, StoreSpec
-from memgraft.store.store import MemoryStore
+from memgraft.store.store import GcReport, MemoryStore
 
-__all__ = ["FORMAT_VERSION", "HistoryEntry", "MemoryStore", "Overlap", "RevertReport", "StoreSpec"]
+__all__ = [
+    "FORMAT_VERSION",
+    "Conflict",
+    "GcReport",
+    "HistoryEntry",
+    "MemoryStore",
+    "MergeReport",
+    "Overlap",
+    "RevertReport",
+    "StoreSpec",
+]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +17,7 @@ from memgraft.store import files
 from memgraft.store.manifest import (
     COMMITS,
     CONFIG,
+    DATA,
     MANIFEST,
     MANIFEST_LIMIT,
     RECORDS,
@@ -26,9 +28,9 @@ from memgraft.store.manifest import (
     first_problem,
     parse,
 )
-from memgraft.store.spec import StoreSpec
+from memgraft.store.spec import FORMAT_VERSION, StoreSpec
 
-_LESSON_FILE = re.compile(r"[0-9a-f]{64}(\.[0-9]+)?\.(json|safetensors)|\.[0-9a-f]{64}.*\.tmp")
+_LESSON_FILE = re.compile(r"[0-9a-f]{64}(\.[0-9]+)?\.(json|jsonl|txt|safetensors)|\.[0-9a-f]{64}.*\.tmp")
 
 
 def read_manifest(root: Path) -> Manifest:
@@ -41,8 +43,10 @@ def read_manifest(root: Path) -> Manifest:
 
 def read_member(root: Path, name: str, manifest: Manifest) -> bytes:
     """A file's content, after its size and digest were checked against the manifest."""
-    size, digest = manifest.files[name]
     path = root / name
+    if name not in manifest.files:
+        raise StoreError(f"{path}: not in the store; `memgraft gc` removes the files of lessons that were reverted")
+    size, digest = manifest.files[name]
     data = files.read_bytes(path, size)
     if len(data) != size:
         raise StoreError(f"{path}: has {len(data)} bytes, expected {size}; restore it from a copy of the store")
@@ -68,7 +72,8 @@ def read_spec(root: Path, manifest: Manifest) -> StoreSpec:
 
 def size_problems(root: Path, manifest: Manifest) -> Iterator[str]:
     """Files that are missing, links, or not of the size that the manifest gives."""
-    for folder in (COMMITS, RECORDS):
+    kept = any(name.startswith(f"{DATA}/") for name in manifest.files)
+    for folder in (COMMITS, RECORDS, *[DATA] * kept):
         if not files.is_real_folder(root / folder):
             yield f"{root / folder}: missing, or not a real folder"
             return
@@ -79,33 +84,62 @@ def size_problems(root: Path, manifest: Manifest) -> Iterator[str]:
             yield f"{prefix}{name}: " + ("missing, or not a regular file" if size is None else f"has {size} bytes, expected {expected}")
 
 
-def commit_change(root: Path, current: Manifest, entry: HistoryEntry, new: Mapping[str, bytes]) -> Manifest:
-    """Writes the new files, then the manifest with `entry` at the end of the history; the lock must be held.
+@dataclass
+class Change:
+    """What is to be added to a store. Contents are made when they are written, so that a merge holds one lesson at a time."""
 
-    When a write fails the store is as it was, and StoreError says so.
+    entries: list[HistoryEntry] = field(default_factory=list)
+    files: dict[str, Callable[[], bytes]] = field(default_factory=dict)  # name → what makes its content
+    tags: Mapping[str, int] | None = None  # in place of those that there are
+
+
+def commit_change(root: Path, current: Manifest, change: Change) -> Manifest:
+    """Writes the new files, then the manifest with the new entries at the end of the history; the lock must be held.
+
+    StoreError when that fails, with the store as it was. Files that the new history no longer needs are removed at the end.
     """
-    entries = {name: describe(data) for name, data in new.items()}
-    changed = Manifest(files={**current.files, **entries}, history=(*current.history, entry))
-    data = changed.to_bytes()
-    if len(data) > MANIFEST_LIMIT:
-        raise StoreError(f"{root}: the history is full ({len(current.history)} entries); nothing was changed: start a new store")
+    history = (*current.history, *change.entries)
+    tags = current.tags if change.tags is None else change.tags
+    written: dict[str, FileEntry] = {}
+    data = b""
     with files.nothing_changed(root):
         _remove_orphans(root, current)
         try:
-            for name, content in new.items():
-                files.write_file(root / name, content)
-            for folder in sorted({(root / name).parent for name in new}):
+            for first in sorted({name.partition("/")[0] for name in change.files}):
+                _make_member_folder(root / first)
+            for name, content in change.files.items():
+                written[name] = describe(b"")
+                body = content()
+                files.write_file(root / name, body)
+                written[name] = describe(body)
+            changed = Manifest.model_construct(format_version=FORMAT_VERSION, files={}, history=history, tags=tags)
+            entries = {**current.files, **written}
+            changed = changed.model_copy(update={"files": {name: entries[name] for name in sorted(changed.expected_files())}})
+            data = changed.to_bytes()
+            if len(data) > MANIFEST_LIMIT:
+                raise StoreError(f"{root}: the history is full ({len(history)} entries); nothing was changed: start a new store")
+            for folder in sorted({(root / name).parent for name in written}):
                 files.sync_folder(folder)
             files.write_file(root / MANIFEST, data)
             files.sync_folder(root)
         except BaseException as error:
-            if _may_be(root / MANIFEST, data):
+            if data and _may_be(root / MANIFEST, data):
                 # The new files stay: should power fail now, the disk may still come back with the new manifest.
                 _put_back(root, current, error)
             else:
-                _remove(root, new)
+                _remove(root, list(written))
             raise
+    if changed.files.keys() < {**current.files, **written}.keys():
+        _remove_orphans(root, changed)
     return changed
+
+
+def _make_member_folder(path: Path) -> None:
+    if not os.path.lexists(path):
+        files.make_folder(path)
+        files.sync_folder(path.parent)
+    elif not files.is_real_folder(path):
+        raise StoreError(f"{path}: not a real folder; remove it, or restore it from a copy of the store")
 
 
 def describe(data: bytes) -> FileEntry:
@@ -135,7 +169,9 @@ def _put_back(root: Path, manifest: Manifest, error: BaseException) -> None:
 
 def _remove_orphans(root: Path, manifest: Manifest) -> None:
     """Removes what a crash left: lesson files that the manifest does not list, and temporary files."""
-    for folder in (COMMITS, RECORDS):
+    for folder in (COMMITS, RECORDS, DATA):
+        if not files.is_real_folder(root / folder):
+            continue
         with os.scandir(root / folder) as entries:
             orphans = [
                 f"{folder}/{e.name}" for e in entries if _LESSON_FILE.fullmatch(e.name) and f"{folder}/{e.name}" not in manifest.files
@@ -143,7 +179,7 @@ def _remove_orphans(root: Path, manifest: Manifest) -> None:
         _remove(root, orphans)
 
 
-def _remove(root: Path, names: Mapping[str, bytes] | list[str]) -> None:
+def _remove(root: Path, names: list[str]) -> None:
     for name in names:
         with suppress(OSError):
             (root / name).unlink()

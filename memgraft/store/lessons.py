@@ -5,7 +5,7 @@ Legend: R rows of a lesson, V value width (the residual stream's).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,6 @@ from memgraft.canonical import canonical_json
 from memgraft.config import MemoryConfig
 from memgraft.errors import StoreError
 from memgraft.store.manifest import check_version, parse
-from memgraft.store.spec import FORMAT_VERSION
 
 # Torch is imported where it is used: `memgraft log` reads the history without it.
 if TYPE_CHECKING:
@@ -59,17 +58,40 @@ def encode(commit: Commit, memory: MemoryConfig, where: str) -> tuple[bytes, byt
         record = canonical_json(dict(commit.record))
     except (TypeError, ValueError) as error:
         raise StoreError(f"{where}: the lesson's message, recipe or record is not plain JSON: {error}; nothing was changed") from error
-    tensors: dict[str, Tensor] = {}
-    for table, rows in commit.changes.items():
-        tensors[f"slots.{table}"] = rows.slots.detach().cpu().contiguous()
-        tensors[f"values.{table}"] = rows.values.detach().cpu().contiguous()
     # One metadata key only: the order of several differs from run to run, and so would the bytes.
-    return safetensors.torch.save(tensors, {"memgraft": header.decode()}), header + b"\n", record + b"\n"
+    return safetensors.torch.save(tensors_of(commit.changes), {"memgraft": header.decode()}), header + b"\n", record + b"\n"
+
+
+def tensors_of(changes: Mapping[str, Rows]) -> dict[str, Tensor]:
+    """Row changes as the tensors of a lesson's file; values are bf16 where every one of them survives that."""
+    import torch
+
+    tensors: dict[str, Tensor] = {}
+    half = fits_bfloat16(changes)
+    for table, rows in changes.items():
+        # Copies: the format has no tensors that share memory, and two tables may have the same slots.
+        tensors[f"slots.{table}"] = rows.slots.detach().cpu().contiguous().clone()
+        tensors[f"values.{table}"] = rows.values.detach().cpu().contiguous().to(torch.bfloat16 if half else torch.float32, copy=True)
+    return tensors
+
+
+def fits_bfloat16(changes: Mapping[str, Rows]) -> bool:
+    """Whether all values are bf16 numbers, so that storing them as such loses no bit."""
+    import torch
+
+    return all(not bool((rows.values.detach().cpu().contiguous().view(torch.int32) & 0xFFFF).any()) for rows in changes.values())
 
 
 def header_text(commit: Commit) -> str:
-    """A lesson's header as canonical JSON. TypeError or ValueError when it is not plain JSON."""
-    return canonical_json({"format_version": FORMAT_VERSION, **commit.header()}).decode()
+    """A lesson's header as canonical JSON, with the oldest format that can hold it. TypeError or ValueError when it is not plain JSON."""
+    return canonical_json({"format_version": 2 if fits_bfloat16(commit.changes) else 1, **commit.header()}).decode()
+
+
+def check_header_copy(copy: str | None, commit: Commit, where: str) -> None:
+    """StoreError unless the header inside a lesson's file is the lesson's."""
+    header = decode_header((copy or "").encode(), where)
+    if {key: value for key, value in header.items() if key != "format_version"} != commit.header():
+        raise _damaged(where, "the header inside is not the one beside it")
 
 
 def decode(data: bytes, memory: MemoryConfig, where: str) -> dict[str, Rows]:
@@ -150,6 +172,15 @@ def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Ma
     return Overlap(commit, message, shared, square**0.5) if shared else None
 
 
+def overlap_refusal(id: str, overlaps: Sequence[Overlap]) -> str:
+    """Why a lesson is not reverted when later lessons on its slots are to be left whole."""
+    first = overlaps[0]
+    return (
+        f"{len(overlaps)} later lesson{'s' if len(overlaps) > 1 else ''} wrote to slots of {id[:12]}, such as {first.commit[:12]} "
+        f"({first.shared_slots:,} slots, norm {first.l2:.3g}); nothing was changed: choose with --overlap whether to keep or re-teach them"
+    )
+
+
 def sum_changes(lessons: Iterable[Mapping[str, Rows]], slots: Mapping[str, Tensor], width: int) -> dict[str, Rows]:
     """Per table, the fp32 sum of the lessons' changes in order, over the given slots; holds one lesson at a time."""
     import torch
@@ -164,14 +195,17 @@ def sum_changes(lessons: Iterable[Mapping[str, Rows]], slots: Mapping[str, Tenso
 
 
 def _changes(tensors: Mapping[str, Tensor], memory: MemoryConfig, where: str) -> dict[str, Rows]:
+    import torch
+
     from memgraft.commits import Rows
 
     tables = sorted({name.partition(".")[2] for name in tensors})
     expected = {f"{kind}.{table}" for table in tables for kind in ("slots", "values")}
     if set(tensors) != expected:
         raise _damaged(where, f"unexpected tensors, such as {sorted(expected.symmetric_difference(tensors))[0][:80]!r}")
+    values = {table: tensors[f"values.{table}"] for table in tables}
     try:
-        changes = {table: Rows(tensors[f"slots.{table}"], tensors[f"values.{table}"]) for table in tables}
+        changes = {table: Rows(tensors[f"slots.{table}"], v.float() if v.dtype == torch.bfloat16 else v) for table, v in values.items()}
     except ValueError as error:
         raise _damaged(where, str(error)) from error
     problem = _problem(changes, memory)

@@ -7,25 +7,37 @@ is the commit point. A reader sees the store before or after it, never between, 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
 from memgraft.errors import StoreError
 from memgraft.store import files, folder, lessons
 from memgraft.store import manifest as layout
+from memgraft.store import merge as merging
 from memgraft.store.create import build_store
+from memgraft.store.draft import Draft
+from memgraft.store.identity import Identity
 from memgraft.store.manifest import HistoryEntry, Manifest
 from memgraft.store.spec import StoreSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from memgraft.commits import Commit, Rows
+    from memgraft.commits import Commit, DataFile, Rows
+    from memgraft.store.diff import Diff
+
+
+@dataclass(frozen=True)
+class GcReport:
+    """What `gc` removed."""
+
+    lessons: tuple[str, ...]
+    bytes: int
 
 
 class MemoryStore:
@@ -77,7 +89,7 @@ class MemoryStore:
     def background_texts(self) -> list[str]:
         """The texts that the usage was counted on."""
         texts = []
-        for number, line in enumerate(self._read(layout.BACKGROUND).split(b"\n")[:-1], start=1):
+        for number, line in enumerate(self.read_member(layout.BACKGROUND).split(b"\n")[:-1], start=1):
             where = f"{self.path / layout.BACKGROUND}:{number}"
             value = layout.parse(line, where)
             if set(value) != {"text"} or not isinstance(value["text"], str):
@@ -100,16 +112,34 @@ class MemoryStore:
     def header(self, prefix: str) -> dict[str, Any]:
         """A lesson's message, recipe, data_sha256 and format_version."""
         name = layout.header_name(self.resolve(prefix))
-        return lessons.decode_header(self._read(name), str(self.path / name))
+        return lessons.decode_header(self.read_member(name), str(self.path / name))
 
     def record(self, prefix: str) -> dict[str, Any]:
         """What was measured when the lesson was learned, the last time if several."""
         commit = self.resolve(prefix)
         return self.read_json(layout.record_name(commit, self._manifest.times_learned(commit)))
 
+    def read_member(self, name: str) -> bytes:
+        """A file of the store by its name in the manifest; its digest is checked."""
+        return folder.read_member(self.path, name, self._manifest)
+
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON member of the store by its name in the manifest."""
-        return layout.parse(self._read(name), str(self.path / name))
+        return layout.parse(self.read_member(name), str(self.path / name))
+
+    def read_data(self, name: str) -> bytes:
+        """A kept data file by its name in the manifest; its name is its digest."""
+        data = self.read_member(name)
+        if files.sha256(data) != name.partition("/")[2].partition(".")[0]:
+            raise StoreError(f"{self.path / name}: its SHA-256 is not its name; restore it from a copy of the store")
+        return data
+
+    def data(self, prefix: str) -> DataFile | None:
+        """The file that a lesson was taught from, where the store was told to keep it."""
+        from memgraft.commits import DataFile
+
+        name = self._manifest.data_name(self.resolve(prefix))
+        return None if name is None else DataFile("txt" if name.endswith(".txt") else "jsonl", self.read_data(name))
 
     def commit(self, prefix: str) -> Commit:
         """A lesson of the history, active or not, with its row changes; digests and content are checked."""
@@ -117,63 +147,202 @@ class MemoryStore:
 
         id = self.resolve(prefix)
         header = self.header(id)
-        commit = Commit(self._changes(id), header["message"], header["recipe"], header["data_sha256"], self.record(id))
+        commit = Commit(self.changes(id), header["message"], header["recipe"], header["data_sha256"], self.record(id))
         if commit.id != id:
             where = self.path / layout.changes_name(id)
             raise StoreError(f"{where}: holds another lesson, {commit.id[:12]}; restore it from a copy of the store")
         return commit
 
-    def state(self) -> dict[str, Rows]:
-        """Per value table the rows that lessons wrote: the fp32 sum of the active lessons' changes, in order.
+    def changes(self, id: str) -> dict[str, Rows]:
+        """The row changes of a lesson, by its full id, per value table; their digest is checked."""
+        name = layout.changes_name(id)
+        return lessons.decode(self.read_member(name), self.spec.memory, str(self.path / name))
+
+    def slots(self, id: str) -> dict[str, Tensor]:
+        """The slots (R,) int64 that a lesson wrote, by its full id, per value table, without a look at values or digest."""
+        return lessons.read_slots(self.path / layout.changes_name(id), self.spec.memory)
+
+    def state(self, at: str = "now") -> dict[str, Rows]:
+        """Per value table the rows that lessons wrote: the fp32 sum of the changes of the lessons active at a point, in order.
 
         Bit for bit what it would be had the reverted lessons never been learned, the set of slots included.
+
+        Args:
+            at: a tag, the id of a lesson (right after it was learned), `now` or `start`.
         """
         from memgraft.commits import union_slots
 
-        active = self.active()
+        active = self._manifest.active(self._manifest.position(at))
 
         def slots_of(table: str) -> Iterator[Tensor]:
             for id in active:
-                slots = lessons.read_slots(self.path / layout.changes_name(id), self.spec.memory)
+                slots = self.slots(id)
                 if table in slots:
                     yield slots[table]
 
         slots = {table: union_slots(slots_of(table)) for table in self.spec.memory.tables}
-        return lessons.sum_changes((self._changes(id) for id in active), slots, self.spec.memory.hidden_size)
+        return lessons.sum_changes((self.changes(id) for id in active), slots, self.spec.memory.hidden_size)
 
     def overlaps(self, prefix: str) -> list[lessons.Overlap]:
         """The active lessons learned after this one that wrote to some of its slots: what `revert` would report."""
         return self._overlaps(self._manifest, self.resolve(prefix))
 
+    def diff(self, a: str, b: str) -> Diff:
+        """What lies between two points of the history; points as in `state`."""
+        from memgraft.store.diff import compare_points
+
+        return compare_points(self, a, b)
+
+    def tags(self) -> dict[str, int]:
+        """Tags, and how many entries the history had at each."""
+        return dict(self._manifest.tags)
+
+    def tag(self, name: str, point: str = "now") -> int:
+        """Gives a point of the history a name, a new one if it has the name already; the number of entries at that point."""
+        layout.check_tag(name)
+        position = 0
+
+        def add(draft: Draft) -> None:
+            nonlocal position
+            position = draft.manifest.position(point)
+            draft.change.tags = {**draft.manifest.tags, name: position}
+
+        self._change(add)
+        return position
+
+    def untag(self, name: str) -> None:
+        """Removes a tag."""
+
+        def remove(draft: Draft) -> None:
+            if name not in draft.manifest.tags:
+                raise StoreError(f"{self.path}: no tag is called {name!r}; `memgraft tag` lists them")
+            draft.change.tags = {other: position for other, position in draft.manifest.tags.items() if other != name}
+
+        self._change(remove)
+
     def append(self, commit: Commit) -> HistoryEntry:
         """Adds a lesson. It is in the store when this returns, and not at all when it raises."""
-        changes, header, record = lessons.encode(commit, self.spec.memory, str(self.path))
-        id = commit.id
+        self._change(lambda draft: draft.learn(commit))
+        return self._manifest.history[-1]
 
-        def learn(manifest: Manifest) -> tuple[HistoryEntry, dict[str, bytes]]:
-            if id in manifest.active():
-                raise StoreError(f"{self.path}: the lesson {id[:12]} is active already; revert it first to learn it again")
-            new = {layout.record_name(id, manifest.times_learned(id) + 1): record}
-            if layout.changes_name(id) not in manifest.files:
-                new |= {layout.changes_name(id): changes, layout.header_name(id): header}
-            return HistoryEntry(op="learn", commit=id, when=_now(), message=commit.message, rows=commit.rows), new
+    def revert(self, prefix: str, overlap: Literal["keep", "refuse"] = "keep") -> lessons.RevertReport:
+        """Takes an active lesson back and says which later lessons share slots with it; its files stay in the store.
 
-        return self._change(learn)
-
-    def revert(self, prefix: str) -> lessons.RevertReport:
-        """Takes an active lesson back and says which later lessons share slots with it; its files stay in the store."""
+        Args:
+            overlap: `keep` those lessons as they are, or `refuse` to revert. (`memgraft.reteaching` can teach them again.)
+        """
         overlaps: list[lessons.Overlap] = []
 
-        def take_back(manifest: Manifest) -> tuple[HistoryEntry, dict[str, bytes]]:
-            id = manifest.resolve(prefix)
-            if id not in manifest.active():
-                raise StoreError(f"{self.path}: the lesson {id[:12]} was reverted already; `memgraft log` shows the active ones")
-            overlaps.extend(self._overlaps(manifest, id))
-            learned = next(entry for entry in reversed(manifest.history) if entry.commit == id)
-            return learned.model_copy(update={"op": "revert", "when": _now()}), {}
+        def take_back(draft: Draft) -> None:
+            id = draft.manifest.resolve(prefix)
+            overlaps.extend(self._overlaps(draft.manifest, id))
+            if overlaps and overlap == "refuse":
+                raise StoreError(f"{self.path}: {lessons.overlap_refusal(id, overlaps)}")
+            draft.revert(id)
 
-        entry = self._change(take_back)
+        self._change(take_back)
+        entry = self._manifest.history[-1]
         return lessons.RevertReport(entry.commit, entry.rows, tuple(overlaps))
+
+    def apply(self, steps: Sequence[tuple[Literal["learn", "revert"], Commit]]) -> None:
+        """Adds and reverts lessons, in order and in one change: all of it is in the store when this returns, or none."""
+
+        def take_steps(draft: Draft) -> None:
+            for op, commit in steps:
+                if op == "learn":
+                    draft.learn(commit)
+                else:
+                    draft.revert(commit.id)
+
+        self._change(take_steps)
+
+    def gc(self) -> GcReport:
+        """Removes the files of reverted lessons that no tag needs, and what crashes left. Their history stays."""
+        gone: list[HistoryEntry] = []
+        with self.lock():
+            before = self._disk_bytes()
+            self._change(lambda draft: gone.extend(draft.collect()))
+            return GcReport(tuple(entry.commit for entry in gone), before - self._disk_bytes())
+
+    def merge(
+        self, other: MemoryStore, overlap: Literal["refuse", "sum"] = "refuse", replacements: Mapping[str, Commit] | None = None
+    ) -> merging.MergeReport:
+        """Adds what another store of the same base and keys learned and took back, in one change.
+
+        Args:
+            overlap: where lessons of one store share slots with those of the other, `refuse` to merge, or `sum` them.
+            replacements: lessons that were taught again on top of the merge, by the id of the one that each replaces.
+        """
+        report: merging.MergeReport | None = None
+
+        def take_over(draft: Draft) -> None:
+            nonlocal report
+            report = self._take_over(draft, other)
+            again = replacements or {}
+            if overlap == "refuse":
+                open_conflicts = tuple(conflict for conflict in report.conflicts if conflict.lesson not in again)
+                merging.refuse(open_conflicts, str(self.path), "choose with --overlap whether they are summed or taught again")
+            for id, commit in again.items():
+                draft.revert(id)
+                draft.learn(commit)
+
+        self._change(take_over)
+        assert report is not None
+        return report
+
+    def merge_plan(self, other: MemoryStore) -> merging.MergeReport:
+        """What `merge` would bring; nothing is changed."""
+        return self._take_over(Draft(self.path, self._manifest, self.spec.memory), other)
+
+    def _take_over(self, draft: Draft, other: MemoryStore) -> merging.MergeReport:
+        problem = self.identity.mismatch(other.identity)
+        if problem:
+            raise StoreError(f"{other.path}: can't be merged into {self.path}: {problem}")
+        return merging.take_over(draft, self, other)
+
+    def export(self, prefix: str, path: str | os.PathLike[str]) -> Commit:
+        """Writes a lesson to a file of its own, for another store of the same base and keys."""
+        from memgraft.store.exchange import export_lesson
+
+        commit = self.commit(prefix)
+        export_lesson(commit, self.identity, Path(path))
+        return commit
+
+    def import_(self, path: str | os.PathLike[str], overlap: Literal["refuse", "sum"] = "refuse") -> lessons.RevertReport:
+        """Adds a lesson from a file that `export` wrote.
+
+        Args:
+            overlap: where it shares slots with active lessons, `refuse` it, or `sum` them.
+        """
+        from memgraft.store.exchange import import_lesson
+
+        commit = import_lesson(Path(path), self.identity)
+        found: list[lessons.Overlap] = []
+
+        def learn(draft: Draft) -> None:
+            draft.learn(commit)
+            messages = {entry.commit: entry.message for entry in draft.manifest.history}
+            shared = (lessons.overlap_of(id, messages[id], commit.changes, self.slots(id)) for id in draft.manifest.active())
+            found.extend(overlap for overlap in shared if overlap)
+            if found and overlap == "refuse":
+                raise StoreError(
+                    f"{path}: the lesson shares slots with {len(found)} active ones, such as {found[0].commit[:12]} "
+                    f"({found[0].shared_slots:,} slots, norm {found[0].l2:.3g}); nothing was changed: "
+                    f"add it with --overlap sum, or teach its data here with `learn`"
+                )
+
+        self._change(learn)
+        return lessons.RevertReport(commit.id, commit.rows, tuple(found))
+
+    @property
+    def identity(self) -> Identity:
+        """What lessons of this store were written for."""
+        return Identity.of(self.spec, self._manifest)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest that this object reads by."""
+        return self._manifest
 
     def verify(self) -> list[str]:
         """Reads the whole store and checks every digest, id and number; what is wrong, a line each, none when all is well."""
@@ -190,39 +359,30 @@ class MemoryStore:
         with files.locked(self._lock, self.path):
             yield
 
-    def _change(self, plan: Callable[[Manifest], tuple[HistoryEntry, dict[str, bytes]]]) -> HistoryEntry:
-        """Under the lock: asks `plan` for the next history entry and its new files, and commits them."""
+    def _change(self, plan: Callable[[Draft], object]) -> None:
+        """Under the lock: lets `plan` put the next change together, and commits it."""
         with self.lock():
             current = folder.read_manifest(self.path)  # another process may have changed the store since it was opened
             if current.files[layout.CONFIG] != self._manifest.files[layout.CONFIG]:
                 raise StoreError(f"{self.path}: another store was put in its place since it was opened; open it again")
-            entry, new = plan(current)
-            self._manifest = folder.commit_change(self.path, current, entry, new)
-            return entry
+            self._manifest = current
+            draft = Draft(self.path, current, self.spec.memory)
+            plan(draft)
+            self._manifest = folder.commit_change(self.path, current, draft.change)
+
+    def _disk_bytes(self) -> int:
+        return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file() and path.name not in (files.LOCK, files.WRITER))
 
     def _overlaps(self, manifest: Manifest, id: str) -> list[lessons.Overlap]:
         active = manifest.active()
         if id not in active:
             return []
-        name = layout.changes_name(id)
-        changes = lessons.decode(folder.read_member(self.path, name, manifest), self.spec.memory, str(self.path / name))
+        changes = self.changes(id)
         messages = {entry.commit: entry.message for entry in manifest.history}
         found = []
         for later in active[active.index(id) + 1 :]:
-            slots = lessons.read_slots(self.path / layout.changes_name(later), self.spec.memory)
-            found.append(lessons.overlap_of(later, messages[later], changes, slots))
+            found.append(lessons.overlap_of(later, messages[later], changes, self.slots(later)))
         return [overlap for overlap in found if overlap is not None]
 
-    def _changes(self, id: str) -> dict[str, Rows]:
-        name = layout.changes_name(id)
-        return lessons.decode(self._read(name), self.spec.memory, str(self.path / name))
-
     def _tensors(self, name: str) -> dict[str, Tensor]:
-        return lessons.load_tensors(self._read(name), str(self.path / name))
-
-    def _read(self, name: str) -> bytes:
-        return folder.read_member(self.path, name, self._manifest)
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+        return lessons.load_tensors(self.read_member(name), str(self.path / name))

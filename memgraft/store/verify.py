@@ -24,12 +24,15 @@ def problems(store: MemoryStore, manifest: Manifest) -> Iterator[str]:
     checks = (functools.partial(folder.read_spec, store.path, manifest), store.memory_tensors, store.usage_tensors, store.background_texts)
     for check in checks:
         yield from _problem(check)
-    for entry in manifest.history:
-        if entry.op == "learn":
+    last = {entry.commit: entry for entry in manifest.history}
+    for entry in last.values():
+        if entry.op != "gc":
             yield from _lesson_problems(store, entry)
     for name in manifest.files:
         if name.startswith(layout.RECORDS):
             yield from _problem(functools.partial(store.read_json, name))
+        elif name.startswith(layout.DATA):
+            yield from _problem(functools.partial(store.read_data, name))
 
 
 def _problem(check: Callable[[], object]) -> Iterator[str]:
@@ -43,11 +46,9 @@ def _lesson_problems(store: MemoryStore, entry: HistoryEntry) -> Iterator[str]:
     where = store.path / layout.changes_name(entry.commit)
     try:
         lesson = store.commit(entry.commit)
-        copy = lessons.read_header_copy(where)
+        lessons.check_header_copy(lessons.read_header_copy(where), lesson, str(where))
     except StoreError as error:
         yield str(error)
         return
-    if copy != lessons.header_text(lesson):
-        yield f"{where}: the header inside is not the one beside it; restore it from a copy of the store"
     if (lesson.message, lesson.rows) != (entry.message, entry.rows):
         yield f"{store.path / layout.MANIFEST}: the history's message or rows of {entry.commit[:12]} are not the lesson's own"

@@ -33,7 +33,10 @@ from memgraft.writers import SGD, Adam, LeastInterference
 Run = Callable[..., Any]
 Digest = Callable[[Path], dict[str, str]]
 
-COMMANDS = ["graft", "learn", "ask", "check", "log", "show", "revert", "doctor", "demo"]
+COMMANDS = [
+    "graft", "learn", "ask", "check", "log", "show", "diff", "blame", "revert", "merge", "export", "import", "tag", "verify", "gc",
+    "doctor", "demo",
+]  # fmt: skip
 HEAVY = ("torch", "transformers", "numpy", "safetensors.torch")
 
 

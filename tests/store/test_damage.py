@@ -87,8 +87,8 @@ def test_a_manifest_that_can_not_be_read_is_refused(taught: MemoryStore, data: b
 
 
 def test_a_newer_format_is_refused_whatever_else_it_says(taught: MemoryStore) -> None:
-    (taught.path / "manifest.json").write_text('{"format_version": 2, "something": "new"}')
-    refusal(lambda: MemoryStore.open(taught.path), "written by a newer memgraft (format 2, this one reads up to 1); upgrade memgraft")
+    (taught.path / "manifest.json").write_text('{"format_version": 3, "something": "new"}')
+    refusal(lambda: MemoryStore.open(taught.path), "written by a newer memgraft (format 3, this one reads up to 2); upgrade memgraft")
 
 
 ANOTHER = "e" * 64
@@ -299,7 +299,7 @@ def test_a_lesson_file_whose_content_can_not_be_this_memory_s_is_refused(taught:
     [
         (b"[]", "expected a JSON object"),
         (b"{}", "format_version"),
-        (b'{"format_version":2}', "newer memgraft"),
+        (b'{"format_version":3}', "newer memgraft"),
         (b'{"format_version":1,"message":"m"}', "expected the keys"),
         (b'{"format_version":1,"message":1,"recipe":{},"data_sha256":""}', "must be text"),
         (b'{"format_version":1,"message":"other","recipe":{},"data_sha256":""}', "holds another lesson"),
@@ -320,6 +320,9 @@ def test_a_lesson_that_is_not_the_one_its_name_says_is_refused(taught: MemorySto
     refusal(lambda: MemoryStore.open(taught.path).commit(id), f"holds another lesson, {other.id[:12]}")
 
 
+OTHER_HEADER = '{"format_version":1,"message":"other","recipe":{},"data_sha256":""}'
+
+
 def test_what_is_kept_twice_but_differs_is_found_by_verify(taught: MemoryStore) -> None:
     id = taught.history()[0].commit
     rewrite(taught, lambda manifest: manifest["history"][0].update(message="another message"))
@@ -327,7 +330,7 @@ def test_what_is_kept_twice_but_differs_is_found_by_verify(taught: MemoryStore) 
     assert f"message or rows of {id[:12]}" in problem
     rewrite(taught, lambda manifest: manifest["history"][0].update(message="first"))
     tensors = safetensors.torch.load_file(taught.path / f"commits/{id}.safetensors")
-    put(taught, f"commits/{id}.safetensors", safetensors.torch.save(tensors, {"memgraft": "{}"}))
+    put(taught, f"commits/{id}.safetensors", safetensors.torch.save(tensors, {"memgraft": OTHER_HEADER}))
     (problem,) = MemoryStore.open(taught.path).verify()
     assert "the header inside is not the one beside it" in problem
 

@@ -1,0 +1,109 @@
+"""Which lessons an answer comes from: whose slots it reads, and how far each lesson moves its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from memgraft.commits import Commit, Rows, sum_rows
+from memgraft.errors import DataError
+from memgraft.grafted import GraftedModel
+from memgraft.probes.language_model import adds_special_tokens, check_context
+from memgraft.reads import Recorder, recording
+
+
+@dataclass(frozen=True)
+class Share:
+    """One lesson's part in an answer."""
+
+    commit: str
+    message: str
+    slots: int  # of the lesson that the prompt and the answer read, over all tables
+    weight: float  # of all that prompt and answer read, the share that falls on them; 0 to 1
+    nats: float  # log-probability of the answer with the lesson minus without it, over all its tokens
+    largest: float  # the largest change of a logit at the answer's tokens, in absolute value
+
+
+@dataclass(frozen=True)
+class Blame:
+    """Where an answer comes from."""
+
+    prompt: str
+    answer: str
+    nats: float  # log-probability of the answer with the memory minus without it
+    shares: tuple[Share, ...]  # lessons whose slots are read, the one that moves the answer most first
+
+
+@torch.no_grad()
+def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
+    """Trace an answer to the lessons behind it.
+
+    A lesson's effect is exact: the logits of the same tokens with the sum of the other lessons in its place, as `revert`
+    would leave it. Effects of lessons that share slots or tokens don't add up to that of the whole memory.
+
+    Raises:
+        DataError: prompt or answer is empty, or both are longer than the context.
+    """
+    tokenizer = model.tokenizer
+    head = tokenizer(prompt, add_special_tokens=adds_special_tokens(tokenizer, prompt), verbose=False)["input_ids"]
+    tail = tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
+    if not head or not tail:
+        raise DataError(f"the {'answer' if head else 'prompt'} is empty")
+    check_context(model.base, [len(head) + len(tail)], "prompt with its answer")
+    ids = torch.tensor([[*head, *tail]], device=model.device)
+    lessons = [model.history.commit(id) for id in model.history.active()]
+    rows = model.rows()
+    recorder = Recorder(len(model.memories))
+    with recording(model, recorder, torch.ones_like(ids, dtype=torch.bool)):
+        logits = _answer_logits(model, ids, len(tail))
+    with model.without_memory():
+        base = _answer_logits(model, ids, len(tail))
+    target = ids[0, -len(tail) :]
+    shares = []
+    try:
+        for lesson in lessons:
+            slots, weight = _reads(model, recorder, lesson)
+            if slots:
+                model.assign_rows(_without(model, lessons, lesson))
+                others = _answer_logits(model, ids, len(tail))
+                nats = _log_probability(logits, target) - _log_probability(others, target)
+                largest = float((logits - others).abs().max())
+                shares.append(Share(lesson.id, lesson.message, slots, weight, nats, largest))
+    finally:
+        model.assign_rows(rows)
+    shares.sort(key=lambda share: -abs(share.nats))
+    return Blame(prompt, answer, _log_probability(logits, target) - _log_probability(base, target), tuple(shares))
+
+
+def _answer_logits(model: GraftedModel, ids: Tensor, answer: int) -> Tensor:
+    """(A, vocabulary) fp32 logits that predict the last A tokens of ids (1, T)."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits
+    return logits[0, -answer - 1 : -1].float()
+
+
+def _log_probability(logits: Tensor, target: Tensor) -> float:
+    return -float(F.cross_entropy(logits, target, reduction="sum"))
+
+
+def _reads(model: GraftedModel, recorder: Recorder, lesson: Commit) -> tuple[int, float]:
+    """How many slots of a lesson were read, and the share of all address weights that fell on them."""
+    slots, weight, total = 0, 0.0, 0.0
+    for name in model.config.tables:
+        address, _ = recorder.of_table(model, name)
+        total += float(address.weights.sum())
+        if name in lesson.changes:
+            written = lesson.changes[name].slots.to(address.slots.device)
+            hit = torch.isin(address.slots, written)
+            slots += len(address.slots[hit].unique())
+            weight += float(address.weights[hit].sum())
+    return slots, weight / total if total else 0.0
+
+
+def _without(model: GraftedModel, lessons: Sequence[Commit], gone: Commit) -> dict[str, Rows]:
+    others = [lesson for lesson in lessons if lesson is not gone]
+    width = model.config.hidden_size
+    return {name: sum_rows([other.changes[name] for other in others if name in other.changes], width) for name in model.config.tables}

@@ -1,0 +1,65 @@
+"""`memgraft merge`: what another store learned, added to this one."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from memgraft.cli.console import first_line, print_json, say, short
+from memgraft.cli.options import BaseModel, Dtype, Json, RetaughtData, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.progress import Stages
+from memgraft.errors import DataError
+
+
+def merge(
+    store: Store,
+    other: Annotated[Path, typer.Argument(metavar="OTHER", help="Store to take lessons from; it is not changed.", show_default=False)],
+    overlap: Annotated[
+        Literal["refuse", "sum", "re-teach"],
+        typer.Option(help="Where lessons of both share slots: refuse to merge, sum them, or teach them again on top of each other."),
+    ] = "refuse",
+    data: RetaughtData = [],  # noqa: B006 (typer copies it)
+    model: BaseModel = None,
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Add what another store of the same base and keys learned and took back.
+
+    Lessons that share no slot merge exactly, in any order. What one store took back is taken back in both.
+    """
+    from memgraft.store import MemoryStore
+
+    if data and overlap != "re-teach":
+        raise DataError("--data is for --overlap re-teach; leave it out")
+    opened, theirs = MemoryStore.open(store), MemoryStore.open(other)
+    messages = {entry.commit: entry.message for entry in (*theirs.history(), *opened.history())}
+    again: dict[str, str] = {}
+    if overlap == "re-teach":
+        with Stages() as stages:
+            stages.stage("loading the base model")
+            grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+            from memgraft.reteaching import merge as merge_teaching
+
+            own = grafted.history.store
+            assert own is not None
+            with own.lock():
+                stages.stage("teaching again")
+                report, taught = merge_teaching(grafted, theirs, data=data)
+        again = {old: new.id for old, new in taught.items()}
+    else:
+        report = opened.merge(theirs, overlap)
+    if json:
+        print_json({"store": str(store), "other": str(other), **asdict(report), "taught_again": again})
+        return
+    for conflict in report.conflicts:
+        shared = f"shares {conflict.shared_slots:,} slots (norm {conflict.l2:.3g}) with {short(conflict.other)}"
+        say(f"{short(conflict.lesson)} {shared}: " + (f"taught again as {short(again[conflict.lesson])}" if again else "summed"))
+    for verb, ids in (("learned", report.learned), ("reverted", report.reverted)):
+        for id in ids:
+            say(f"{verb} {short(id)} {first_line(messages[id])}")
+    if not (report.learned or report.reverted):
+        say("nothing to merge: the store has all of it")

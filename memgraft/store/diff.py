@@ -1,0 +1,51 @@
+"""What lies between two points of a store's history."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memgraft.commits import Rows
+    from memgraft.store.store import MemoryStore
+
+
+@dataclass(frozen=True)
+class TableDiff:
+    """How the rows of one value table differ."""
+
+    rows: int  # whose values differ
+    l2: float  # L2 norm of the difference
+
+
+@dataclass(frozen=True)
+class Diff:
+    """From one point of the history to another."""
+
+    learned: tuple[str, ...]  # lessons active at the second point only, in order
+    reverted: tuple[str, ...]  # at the first only
+    reordered: bool  # the lessons active at both are summed in another order, which can change last bits
+    tables: dict[str, TableDiff]
+
+
+def compare_points(store: MemoryStore, a: str, b: str) -> Diff:
+    """The difference of two points, which are given as to `MemoryStore.state`."""
+    before, after = (store.manifest.active(store.manifest.position(point)) for point in (a, b))
+    shared = set(before) & set(after)
+    rows_before, rows_after = store.state(a), store.state(b)
+    return Diff(
+        learned=tuple(id for id in after if id not in shared),
+        reverted=tuple(id for id in before if id not in shared),
+        reordered=[id for id in before if id in shared] != [id for id in after if id in shared],
+        tables={name: _table_diff(rows_before[name], rows_after[name]) for name in store.spec.memory.tables},
+    )
+
+
+def _table_diff(before: Rows, after: Rows) -> TableDiff:
+    import torch
+
+    slots = torch.cat([before.slots, after.slots]).unique()
+    difference = torch.zeros(len(slots), before.width, dtype=torch.float64)
+    difference[torch.searchsorted(slots, after.slots)] += after.values
+    difference[torch.searchsorted(slots, before.slots)] -= before.values
+    return TableDiff(int((difference != 0).any(-1).sum()), float(difference.norm()))
