@@ -34,6 +34,7 @@ class TokenBatch:
     targets: Tensor  # (S, T) bool: the token at t is to be predicted, from those before it; never True at 0
     writable: Tensor | None = None  # (S, T) bool: tokens whose reads may be written, those of the example itself; None: all
     rounds: tuple[int, ...] = (0,)  # the sequence with which each round starts; a pass teaches one round, in turn
+    supersedes: str | None = None  # id of the earlier fact that this one replaces
 
     def __len__(self) -> int:
         return len(self.input_ids)

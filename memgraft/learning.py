@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,8 @@ def prepare(
 
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
-            return [joined([tokens(wordings(example, turn), example.name) for turn in range(min(recipe.passes, MOST_ROUNDS))])]
+            rounds = [tokens(wordings(example, turn), example.name) for turn in range(min(recipe.passes, MOST_ROUNDS))]
+            return [replace(joined(rounds), supersedes=example.supersedes)]
         if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]
@@ -88,13 +90,32 @@ def test_questions(examples: Sequence[Example]) -> QAProbe | None:
     return QAProbe(name="taught facts", questions=tuple(rows)) if rows else None
 
 
-def effective_usage(model: GraftedModel) -> dict[str, Usage]:
-    """Background usage per table in which the slots of earlier lessons count as used."""
+def effective_usage(model: GraftedModel, superseded: str | None = None) -> dict[str, Usage]:
+    """Background usage per table in which the slots of earlier lessons count as used.
+
+    Args:
+        superseded: id of a fact that is to be replaced. Lessons that taught it, or what it replaced in its turn, don't count:
+            else its replacement could not change the rows from which the old answer is read.
+    """
     lessons = [model.history.commit(id) for id in model.history.active()]
+    replaced = {}
+    for commit in lessons:
+        replaced.update(commit.record.get("taught", {}))
+    chain: list[str] = []
+    while superseded is not None and superseded not in chain:
+        chain.append(superseded)
+        superseded = replaced.get(superseded)
+    counted = [commit for commit in lessons if not set(chain) & set(commit.record.get("taught", {}))]
     return {
-        name: merge_taught(usage, [commit.changes[name].slots for commit in lessons if name in commit.changes])
+        name: merge_taught(usage, [commit.changes[name].slots for commit in counted if name in commit.changes])
         for name, usage in model.usage.items()
     }
+
+
+def usages_of(model: GraftedModel, batches: Sequence[TokenBatch]) -> list[dict[str, Usage]]:
+    """What counts as used for each batch (`effective_usage`)."""
+    usages = {superseded: effective_usage(model, superseded) for superseded in dict.fromkeys(batch.supersedes for batch in batches)}
+    return [usages[batch.supersedes] for batch in batches]
 
 
 def learn(
@@ -139,13 +160,14 @@ def learn(
     rows_before = model.rows()
     try:
         start = time.perf_counter()
-        lesson = teach(model, batches, recipe, effective_usage(model), keeper=keeper, on_step=on_step)
+        lesson = teach(model, batches, recipe, usages_of(model, batches), keeper=keeper, on_step=on_step)
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper else 0.0)
         after = measure(probe, model.base, model.tokenizer) if probe else None
         unrecorded = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256)
         overlaps = model.history.overlaps(unrecorded, model.history.active())
         record: dict[str, Any] = {
             **measurements(lesson, batches, seconds),
+            "taught": {example.id: getattr(example, "supersedes", None) for example in examples.examples if example.id is not None},
             "overlaps": [{"lesson": o.commit, "message": o.message, "shared_slots": o.shared_slots} for o in overlaps],
         }
         if before and after:

@@ -206,7 +206,7 @@ def teach(
     model: GraftedModel,
     batches: Sequence[TokenBatch],
     recipe: Recipe,
-    usage: Mapping[str, Usage] | None = None,
+    usage: Mapping[str, Usage] | Sequence[Mapping[str, Usage]] | None = None,
     *,
     keeper: Keeper | None = None,
     on_step: Callable[[Step], None] | None = None,
@@ -214,7 +214,8 @@ def teach(
     """Teach batches, in an order shuffled by the seed in each pass, and return the row changes.
 
     Args:
-        usage: per table, what the ranking and the writer take as used; the model's background usage by default.
+        usage: per table, what the ranking and the writer take as used, for all batches or for each; the model's background usage by
+            default.
         keeper: saves the lesson's progress, and where it finds one goes on from there; the outcome has the same bits.
 
     On return the tables hold the taught rows. If anything stops the lesson (Ctrl-C, a loss that is not finite), they hold
@@ -226,14 +227,15 @@ def teach(
     if not batches:
         raise TeachingError("nothing to teach: the lesson has no batches")
     usage = model.usage if usage is None else usage
-    if recipe.ranking == "tfidf" and not any(used.batches for used in usage.values()):
+    usages = [usage] * len(batches) if isinstance(usage, Mapping) else list(usage)
+    if recipe.ranking == "tfidf" and not any(used.batches for usage in usages for used in usage.values()):
         raise TeachingError(
             "the ranking tfidf would choose no slot: the memory's background usage is empty; graft with a background, or use the ranking tf"
         )
     before = model.rows()
     try:
         with frozen(model), model.without_threshold(), torch.enable_grad():
-            return _teach(model, batches, recipe, usage, before, keeper, on_step)
+            return _teach(model, batches, recipe, usages, before, keeper, on_step)
     except BaseException:
         model.assign_rows(before)
         raise
@@ -243,7 +245,7 @@ def _teach(
     model: GraftedModel,
     batches: Sequence[TokenBatch],
     recipe: Recipe,
-    usage: Mapping[str, Usage],
+    usages: Sequence[Mapping[str, Usage]],
     before: dict[str, Rows],
     keeper: Keeper | None,
     on_step: Callable[[Step], None] | None,
@@ -272,7 +274,7 @@ def _teach(
             loss, recorder = read_gradients(model, batch, key, recipe, prefix)
             check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
             progress.add_loss(index, loss)
-            for name, slots in write(model, recorder, recipe, usage, progress.moments, recipe.seed + index, kept).items():
+            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, recipe.seed + index, kept).items():
                 progress.batch_slots[name][index] = torch.cat([progress.batch_slots[name][index], slots]).unique()
             if keeper:
                 keeper.keep(progress, model.rows)

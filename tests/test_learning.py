@@ -250,13 +250,26 @@ class TestSeveralLessons:
         usage = effective_usage(model)["0"]
         written = first.changes["0"].slots
         assert (usage.document_frequency_of(written) == usage.batches).all()
-        second = learn(model, data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE, test=False)
+        other = [{**LATER[0], "supersedes": "a fact of no lesson"}]
+        second = learn(model, data_file(tmp_path, other, "later.jsonl"), message="second", recipe=RECIPE, test=False)
         assert not set(written.tolist()) & set(second.changes["0"].slots.tolist())
         assert second.record["overlaps"] == []
         unprotected = learn(grafted(), data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE, test=False)
         assert set(written.tolist()) & set(unprotected.changes["0"].slots.tolist())
         model.revert(first.id)
         assert (effective_usage(model)["0"].document_frequency_of(written) < usage.batches).any()
+
+    def test_a_correction_may_change_the_rows_of_what_it_replaces_and_of_no_other_lesson(self, tmp_path: Path) -> None:
+        model = grafted()
+        other = learn(model, data_file(tmp_path, FACTS[1:]), message="others", recipe=RECIPE, test=False)
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        second = learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False)
+        assert set(first.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
+        assert [overlap["lesson"] for overlap in second.record["overlaps"]] == [first.id]
+        assert not set(other.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
+        last = [{"id": "newest", "question": "Who leads the Quill office?", "answers": ["Una"], "supersedes": "new-head"}]
+        third = learn(model, data_file(tmp_path, last), message="3", recipe=RECIPE, test=False)
+        assert {overlap["lesson"] for overlap in third.record["overlaps"]} == {first.id, second.id}
 
     def test_before_is_always_the_untouched_base(self, tmp_path: Path) -> None:
         model = grafted()
@@ -313,7 +326,7 @@ class TestNothingChanges:
         model.history.learn(commit)
         rows = model.rows()
         # From the same rows and without protection, the lesson is the same once more.
-        monkeypatch.setattr(learning, "effective_usage", lambda model: model.usage)
+        monkeypatch.setattr(learning, "effective_usage", lambda model, superseded: model.usage)
         with pytest.raises(StoreError, match="is active already"):
             learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
         assert model.rows() == rows
