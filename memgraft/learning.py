@@ -56,8 +56,14 @@ def prepare(
 
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
-            rounds = [tokens(wordings(example, turn), example.name) for turn in range(min(recipe.passes, MOST_ROUNDS))]
-            return [replace(joined(rounds), supersedes=example.supersedes)]
+            rounds: list[TokenBatch] = []
+            for turn in range(min(recipe.passes, MOST_ROUNDS)):
+                if len(rounds) > turn:
+                    continue
+                fresh = wordings(example, turn)  # at least one for each question and statement, which may be more than a round takes
+                parts = max(1, round(len(fresh) / recipe.wordings))
+                rounds += [tokens(fresh[part::parts], example.name) for part in range(parts)]
+            return [replace(joined(rounds[: recipe.passes]), supersedes=example.supersedes)]
         if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]

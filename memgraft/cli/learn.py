@@ -31,6 +31,7 @@ def learn(
     message: Annotated[str, typer.Option("--message", "-m", help="What the lesson is about, for the log.", show_default=False)],
     ranking: Annotated[RankingName | None, typer.Option(help="Rule that scores the slots a batch reads.", show_default="tfidf")] = None,
     t: Annotated[int | None, typer.Option("--t", help="Slots that may change in a step.", show_default="1000")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows per fact that the lesson keeps, on average.", show_default="300")] = None,
     writer: Annotated[WriterName | None, typer.Option(help="Rule that changes them.", show_default="least-interference")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
@@ -93,6 +94,7 @@ def learn(
     settings = {
         "ranking": ranking,
         "t": t,
+        "rows": rows,
         "passes": passes,
         "until_loss": until_loss,
         "wordings": wordings,
