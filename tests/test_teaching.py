@@ -19,11 +19,12 @@ from memgraft.encoding import TokenBatch, joined
 from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
 from memgraft.reads import Recorder
-from memgraft.teaching import FrozenPrefix, Recipe, Step, difference, frozen, read_gradients, target_logits, teach
+from memgraft.teaching import FrozenPrefix, Recipe, Step, check_loss, difference, frozen, read_gradients, target_logits, teach
 from memgraft.usage import merge_taught
 from memgraft.writers import SGD, Adam, LeastInterference, Writer
 from tests.models import (
     ARCHITECTURES,
+    VOCABULARY,
     count_random_usage,
     dense,
     fill,
@@ -512,3 +513,38 @@ def test_teaching_reads_in_full_whatever_the_threshold() -> None:
             base = closed(ids).logits
     assert torch.equal(silenced, base)
     assert not torch.equal(taught, base)
+
+
+class TestHealth:
+    @pytest.mark.parametrize(("loss", "first"), [(math.nan, None), (math.inf, 1.0), (17.0, 2.0), (31.0, 10.0)])
+    def test_a_loss_that_explodes_stops_the_lesson(self, loss: float, first: float | None) -> None:
+        with pytest.raises(TeachingError, match=r"a fact: the loss .* in pass 2; nothing was written; try a lower learning rate"):
+            check_loss(loss, first, VOCABULARY, "a fact", 1)
+
+    @pytest.mark.parametrize(("loss", "first"), [(100.0, None), (16.0, 2.0), (29.0, 10.0), (0.0, 0.0)])
+    def test_a_loss_that_is_high_from_the_start_does_not(self, loss: float, first: float | None) -> None:
+        check_loss(loss, first, VOCABULARY, "a fact", 1)
+
+    def test_an_exploding_lesson_leaves_the_rows_as_they_were(self) -> None:
+        model = fill(graft_with_usage(), every=3)
+        before = model.rows()
+        losses = iter([1.0, 2.0, 50.0])
+
+        def read(*arguments: Any) -> tuple[float, Recorder]:
+            _, recorder = read_gradients(*arguments)
+            return next(losses), recorder
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("memgraft.teaching.read_gradients", read)
+            with pytest.raises(TeachingError, match="the loss exploded to 50 in pass 1"):
+                teach(model, some_batches(), recipe())
+        assert same_rows(model.rows(), before)
+
+
+def test_bf16_rows_are_rounded_at_the_end_and_the_tables_hold_them() -> None:
+    exact = teach(graft_with_usage(), some_batches(), recipe())
+    model = graft_with_usage()
+    rounded = teach(model, some_batches(), recipe(row_dtype="bfloat16"))
+    assert rounded.losses == exact.losses
+    assert torch.equal(rounded.changes["0"].values, exact.changes["0"].values.bfloat16().float())
+    assert same_rows(model.rows(), rounded.changes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -60,10 +59,9 @@ class Draft:
         self._active.remove(id)
         self.change.entries.append(_follow(self._last(id), "revert"))
 
-    def take(self, entry: HistoryEntry, contents: Mapping[str, Callable[[], bytes]]) -> None:
-        """Takes over an entry of another store's history, with what makes those of its files that this store lacks."""
+    def take(self, entry: HistoryEntry) -> None:
+        """Takes over an entry of another store's history; its files are the caller's to add."""
         (self._active.add if entry.op == "learn" else self._active.discard)(entry.commit)
-        self.change.files |= {name: content for name, content in contents.items() if name not in self.manifest.files}
         self.change.entries.append(entry)
 
     def collect(self) -> list[HistoryEntry]:

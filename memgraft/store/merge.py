@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memgraft.errors import StoreError
 from memgraft.store import lessons
-from memgraft.store import manifest as layout
-from memgraft.store.draft import Draft, now
+from memgraft.store.draft import Draft
 from memgraft.store.manifest import HistoryEntry, Manifest
 
 if TYPE_CHECKING:
@@ -45,15 +44,23 @@ class MergeReport:
 
 
 def missing_entries(ours: Manifest, theirs: Manifest) -> list[HistoryEntry]:
-    """The entries of another history that come after those known here, lesson by lesson, in their order."""
+    """The entries of another history that come after those known here, lesson by lesson, in their order.
+
+    What was removed there stays here, unless it was learned there as well and its files are not to be had.
+    """
     known = Counter(entry.commit for entry in ours.history if entry.op != "gc")
     seen = Counter[str]()
+    learned = set[str]()
     missing = []
     for entry in theirs.history:
-        if entry.op != "gc":
+        if entry.op == "gc":
+            new = entry.commit in learned
+        else:
             seen[entry.commit] += 1
-            if seen[entry.commit] > known[entry.commit]:
-                missing.append(entry)
+            new = seen[entry.commit] > known[entry.commit]
+            learned.update([entry.commit] if new and entry.op == "learn" else [])
+        if new:
+            missing.append(entry)
     return missing
 
 
@@ -63,31 +70,20 @@ def take_over(draft: Draft, here: MemoryStore, other: MemoryStore) -> MergeRepor
     Lessons that come are checked as a whole before any of them is taken.
     """
     ours, theirs = draft.manifest, other.manifest
-    times = Counter(entry.commit for entry in ours.history if entry.op == "learn")
-    removed = dict[str, HistoryEntry]()  # lessons whose files neither store has any more
     for entry in missing_entries(ours, theirs):
-        contents = dict[str, Callable[[], bytes]]()
-        if entry.op == "learn":
-            times[entry.commit] += 1
-            names = [layout.changes_name(entry.commit), layout.header_name(entry.commit)]
-            names += [layout.record_name(entry.commit, times[entry.commit])]
-            names += [f"{layout.DATA}/{entry.data}"] if entry.data else []
-            if all(name in theirs.files or name in ours.files for name in names):
-                contents = {name: functools.partial(other.read_member, name) for name in names if name in theirs.files}
-            else:
-                removed[entry.commit] = entry
-        draft.take(entry, contents)
-    for entry in removed.values():
-        draft.take(entry.model_copy(update={"op": "gc", "when": now(), "data": None}), {})
-    merged = Manifest.model_construct(files={}, history=draft.history, tags={}).active()
+        draft.take(entry)
+    after = Manifest.model_construct(files={}, history=draft.history, tags={})
+    for name in sorted(after.expected_files().difference(ours.files)):
+        draft.change.files[name] = functools.partial(other.read_member, name)
+    merged = after.active()
     active, foreign = ours.active(), theirs.active()
-    here_before, there, after = set(active), set(foreign), set(merged)
+    here_before, there, then = set(active), set(foreign), set(merged)
     learned = tuple(id for id in merged if id not in here_before)
-    reverted = tuple(id for id in active if id not in after)
+    reverted = tuple(id for id in active if id not in then)
     for id in learned:
         other.commit(id)
-    only_here = [id for id in active if id in after and id not in there]
-    gone_there = [id for id in foreign if id not in after]
+    only_here = [id for id in active if id in then and id not in there]
+    gone_there = [id for id in foreign if id not in then]
     messages = {entry.commit: entry.message for entry in (*ours.history, *theirs.history)}
     conflicts = (
         *_shared(other, learned, here, only_here, messages),

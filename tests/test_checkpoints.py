@@ -1,0 +1,193 @@
+"""Lessons that were stopped and are gone on with: the same bits, the same id, and nothing else is taken for them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from memgraft.checkpoints import NAME, Checkpoints
+from memgraft.errors import StoreError, TeachingError
+from memgraft.grafted import GraftedModel
+from memgraft.grafting import graft
+from memgraft.history import History
+from memgraft.learning import learn
+from memgraft.store import MemoryStore
+from memgraft.teaching import Recipe, Step
+from memgraft.writers import SGD, Adam, LeastInterference, Writer
+from tests.models import tiny_model, tiny_tokenizer
+
+TEXTS = [f"{word} {number}: the ship left in the {word}." for number, word in enumerate(("morning", "night", "fog", "rain") * 3)]
+FACTS = [{"question": f"Where is box {n}?", "answers": [answer]} for n, answer in enumerate(("here", "there", "away"))]
+
+
+def recipe(writer: Writer | None = None, **settings: Any) -> Recipe:
+    return Recipe(**{"passes": 3, "wordings": 2, "t": 40, "writer": writer or Adam(), **settings})
+
+
+@pytest.fixture(scope="module")
+def base() -> GraftedModel:
+    return graft(tiny_model(), tiny_tokenizer(), slots=1024, top_k=4, background=TEXTS, layers=(0, 1))
+
+
+@pytest.fixture
+def model(base: GraftedModel, tmp_path: Path) -> GraftedModel:
+    """A saved model without lessons."""
+    base.history = History()
+    base.assign_rows({})
+    base.save(tmp_path / "store")
+    return base
+
+
+@pytest.fixture
+def facts(tmp_path: Path) -> Path:
+    path = tmp_path / "facts.jsonl"
+    path.write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    return path
+
+
+def store_of(model: GraftedModel) -> MemoryStore:
+    assert model.history.store is not None
+    return model.history.store
+
+
+def teach(model: GraftedModel, facts: Path, chosen: Recipe, *, resume: bool | None = None, stop_at: int | None = None) -> tuple[str, int]:
+    """The lesson's id and the number of steps that were taught."""
+    steps = 0
+
+    def on_step(step: Step) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == stop_at:
+            raise KeyboardInterrupt
+
+    checkpoints = Checkpoints(store_of(model), every=0, resume=resume)
+    commit = learn(model, facts, message="m", recipe=chosen, test=False, checkpoints=checkpoints, on_step=on_step)
+    return commit.id, steps
+
+
+def forget(model: GraftedModel) -> None:
+    """The model as a new process would load it."""
+    model.history = History(MemoryStore.open(store_of(model).path))
+    model.assign_rows({})
+
+
+@pytest.mark.parametrize("stop_at", [1, 3, 5, 8])
+@pytest.mark.parametrize("writer", [Adam(), SGD(), LeastInterference()], ids=lambda writer: str(writer.name))
+def test_a_lesson_that_was_stopped_ends_in_the_same_bits(model: GraftedModel, facts: Path, writer: Writer, stop_at: int) -> None:
+    chosen = recipe(writer)
+    expected, total = teach(model, facts, chosen)
+    rows = model.rows()
+    forget(model)
+    Checkpoints(store_of(model)).remove()
+    with pytest.raises(KeyboardInterrupt):
+        teach(model, facts, chosen, stop_at=stop_at)
+    forget(model)
+    resumed, steps = teach(model, facts, chosen, resume=True)
+    assert resumed == expected
+    assert steps == total - stop_at
+    assert model.rows() == rows
+
+
+def test_losses_and_written_slots_of_the_record_are_those_of_the_whole_lesson(model: GraftedModel, facts: Path) -> None:
+    chosen = recipe(until_loss=4.5, passes=5)
+    whole = learn(model, facts, message="m", recipe=chosen, test=False).record
+    forget(model)
+    with pytest.raises(KeyboardInterrupt):
+        teach(model, facts, chosen, stop_at=4)
+    forget(model)
+    checkpoints = Checkpoints(store_of(model), every=0, resume=True)
+    resumed = learn(model, facts, message="m", recipe=chosen, test=False, checkpoints=checkpoints).record
+    assert {key: whole[key] for key in ("losses", "rows", "rows_per_batch")} == {
+        key: resumed[key] for key in ("losses", "rows", "rows_per_batch")
+    }
+
+
+class TestWhatIsFound:
+    @pytest.fixture
+    def stopped(self, model: GraftedModel, facts: Path) -> GraftedModel:
+        with pytest.raises(KeyboardInterrupt):
+            teach(model, facts, recipe(), stop_at=4)
+        forget(model)
+        return model
+
+    def test_is_neither_gone_on_with_nor_lost_unasked(self, stopped: GraftedModel, facts: Path) -> None:
+        with pytest.raises(StoreError, match=r"the lesson 'm' was stopped .* in pass 2; go on with --resume, or begin anew with --restart"):
+            teach(stopped, facts, recipe())
+        assert (store_of(stopped).path / NAME).exists()
+        _, steps = teach(stopped, facts, recipe(), resume=False)
+        assert steps == 9
+
+    def test_is_no_part_of_the_store(self, stopped: GraftedModel) -> None:
+        store = MemoryStore.open(store_of(stopped).path)
+        assert store.verify() == []
+        store.gc()
+        assert (store.path / NAME).exists()
+
+    def test_is_refused_for_another_recipe(self, stopped: GraftedModel, facts: Path) -> None:
+        with pytest.raises(StoreError, match="can't go on with the lesson 'm': the recipe is another; --restart begins anew"):
+            teach(stopped, facts, recipe(seed=1), resume=True)
+
+    def test_is_refused_for_other_data(self, stopped: GraftedModel, facts: Path) -> None:
+        facts.write_text(facts.read_text() + json.dumps({"question": "More?", "answers": ["yes"]}) + "\n")
+        with pytest.raises(StoreError, match="the data is another"):
+            teach(stopped, facts, recipe(), resume=True)
+
+    def test_is_refused_for_another_base(self, stopped: GraftedModel, facts: Path) -> None:
+        before = {name: tensor.clone() for name, tensor in stopped.base.state_dict().items()}
+        try:
+            with torch.no_grad():
+                for parameter in stopped.base.parameters():
+                    parameter.mul_(2)
+            with pytest.raises(StoreError, match="the base model is another"):
+                teach(stopped, facts, recipe(), resume=True)
+        finally:
+            stopped.base.load_state_dict(before)
+
+    def test_is_refused_once_the_store_has_other_lessons(self, stopped: GraftedModel, facts: Path, tmp_path: Path) -> None:
+        other = tmp_path / "other.jsonl"
+        other.write_text(json.dumps({"text": "Another lesson."}) + "\n")
+        learn(stopped, other, message="other", recipe=recipe(passes=1), test=False)
+        stopped.save(store_of(stopped).path)
+        with pytest.raises(StoreError, match="the store's lessons changed since"):
+            teach(stopped, facts, recipe(), resume=True)
+
+    def test_of_a_lesson_that_was_committed_after_all_is_forgotten(self, stopped: GraftedModel, facts: Path) -> None:
+        teach(stopped, facts, recipe(), resume=True)
+        stopped.save(store_of(stopped).path)
+        assert (store_of(stopped).path / NAME).exists(), "as after a kill between the commit and the clean-up"
+        forget(stopped)
+        teach(stopped, facts, recipe(), stop_at=None)
+
+    @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "link", "text"])
+    def test_is_refused_when_it_is_damaged(self, stopped: GraftedModel, facts: Path, damage: str) -> None:
+        path = store_of(stopped).path / NAME
+        data = path.read_bytes()
+        if damage == "link":
+            path.rename(path.with_name("elsewhere"))
+            path.symlink_to(path.with_name("elsewhere"))
+        else:
+            flipped = bytearray(data)
+            flipped[-5] ^= 1
+            path.write_bytes({"cut": data[:-9], "flipped": bytes(flipped), "empty": b"", "text": b"hello" * 9}[damage])
+        with pytest.raises(StoreError) as error:
+            teach(stopped, facts, recipe(), resume=True)
+        assert "\n" not in str(error.value)
+        teach(stopped, facts, recipe(), resume=False)
+
+    def test_goes_when_the_lesson_can_not_be_taught(self, model: GraftedModel, facts: Path) -> None:
+        with pytest.raises(TeachingError):
+            teach(model, facts, recipe(LeastInterference(learning_rate=1e300, max_step=None)))
+        assert not (store_of(model).path / NAME).exists()
+
+
+def test_resuming_without_a_checkpoint_starts(model: GraftedModel, facts: Path) -> None:
+    assert teach(model, facts, recipe(), resume=True)[1] == 9
+
+
+def test_no_checkpoint_is_written_before_it_is_time(model: GraftedModel, facts: Path) -> None:
+    learn(model, facts, message="m", recipe=recipe(), test=False, checkpoints=Checkpoints(store_of(model), every=3600))
+    assert not (store_of(model).path / NAME).exists()
