@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from benchmarks.selection import Selection
 from memgraft.config import Config
 from memgraft.errors import DataError
-from memgraft.probes import QAProbe, QuestionRow, TextProbe, load_probe, measure
-from memgraft.probes.scores import Scores
+from memgraft.probes import QAProbe, QuestionRow, TextProbe, load_probe
 
 FACTS = Path("facts", "entityquestions.jsonl")
 QUESTIONS = Path("probes", "webquestions.jsonl")
@@ -78,20 +76,3 @@ def probes_for(folder: Path, rows: Sequence[Mapping[str, Any]], selection: Selec
         questions.model_copy(update={"name": "webquestions", "shots": protocol.shots}),
         text.model_copy(update={"name": "wikitext"}),
     ]
-
-
-def measure_all(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[QAProbe | TextProbe]
-) -> dict[str, dict[str, Any]]:
-    """Scores per probe, item by item, as JSON: numbers only, nothing of the data set's text."""
-    return {probe.name: _numbers(measure(probe, model, tokenizer)) for probe in probes}
-
-
-def _numbers(scores: Scores) -> dict[str, Any]:
-    if scores.weights is not None:
-        return {"metric": scores.metric, "values": list(scores.values), "weights": list(scores.weights)}
-    return {
-        "metric": scores.metric,
-        "values": [round(value, 6) for value in scores.values],
-        "exact_match": [outcome["exact match"] for outcome in scores.outcomes],
-    }
