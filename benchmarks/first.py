@@ -23,8 +23,7 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, chosen_arms, method_of
-from benchmarks.measurement import FACTS, Protocol, data_file, probes_for, question_probe, read_rows
-from benchmarks.relations import facts_for
+from benchmarks.measurement import FACTS, Protocol, data_file, probes_for, question_probe, read_rows, taught_rows
 from benchmarks.selection import Selection, select_facts
 from benchmarks.table import markdown, summarise
 from memgraft.comparison.measuring import measure_all
@@ -143,13 +142,6 @@ def selected(workshop: Workshop, rows: list[dict[str, Any]], protocol: Protocol,
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**shared, **selection.model_dump(mode="json")}) + "\n", encoding="utf-8")
     return selection
-
-
-def taught_rows(rows: Sequence[dict[str, Any]], selection: Selection) -> list[dict[str, Any]]:
-    """The taught facts' fields, without the benchmark's own remarks."""
-    return [
-        {name: value for name, value in fact.items() if name != "meta"} for fact in facts_for(rows[index] for index in selection.taught)
-    ]
 
 
 def write_results(folder: Path, runs: Sequence[dict[str, Any]], shared: dict[str, Any]) -> str:

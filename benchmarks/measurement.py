@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
+from benchmarks.relations import facts_for
 from benchmarks.selection import Selection
 from memgraft.config import Config
 from memgraft.errors import DataError
@@ -75,4 +76,11 @@ def probes_for(folder: Path, rows: Sequence[Mapping[str, Any]], selection: Selec
         question_probe("control", [rows[index] for index in selection.control], protocol.shots),
         questions.model_copy(update={"name": "webquestions", "shots": protocol.shots}),
         text.model_copy(update={"name": "wikitext"}),
+    ]
+
+
+def taught_rows(rows: Sequence[dict[str, Any]], selection: Selection) -> list[dict[str, Any]]:
+    """The taught facts' fields, without the benchmark's own remarks."""
+    return [
+        {name: value for name, value in fact.items() if name != "meta"} for fact in facts_for(rows[index] for index in selection.taught)
     ]

@@ -15,7 +15,7 @@ from memgraft.baselines.rival import Rival
 
 
 class OSF(Rival):
-    """OSF as PEFT has it, on an fp32 copy: on a bf16 base PEFT exchanges the trained tensors and loses the projection of their gradients."""
+    """OSF as PEFT has it, on an fp32 copy: on a bf16 base PEFT replaces the trained tensors, and so loses their gradients' projection."""
 
     method: Literal["osf"] = "osf"
     # The trained factors are the base's own weights: decay would erase them.

@@ -75,6 +75,6 @@ class Rival(Config):
             losses = train(model, batches, self.optimizer, passes=self.passes, seed=seed, in_order=in_order, replay=replay, on_step=stepped)
             taught = self.finished(model)
             if taught.dtype != base.dtype:
-                taught = taught.to(base.dtype)
+                torch.nn.Module.to(taught, base.dtype)  # transformers wraps .to() in a decorator that loses its type
             with torch.autocast(base.device.type, enabled=False):
                 yield Trained(taught, losses, size)

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from typing import Any, Literal, cast
 
 from pydantic import Field
+from torch import nn
 from transformers import PreTrainedModel
 
 from memgraft.baselines.adapters import adapted, import_peft, single_precision
 from memgraft.baselines.optimizers import AdamW, Optimizer
 from memgraft.baselines.rival import Rival
+from memgraft.errors import TeachingError
 
 
 class SHiRA(Rival):
@@ -27,8 +29,15 @@ class SHiRA(Rival):
         """An fp32 copy with a sparse adapter inside."""
         targets = self.targets if isinstance(self.targets, str) else list(self.targets)
         config = import_peft().ShiraConfig(r=self.rank, target_modules=targets, random_seed=seed, task_type="CAUSAL_LM")
+        self._check_rank(base)
         with single_precision(base) as twin, adapted(twin, config, seed) as model:
             yield cast(PreTrainedModel, model)
+
+    def _check_rank(self, base: PreTrainedModel) -> None:
+        head = base.get_output_embeddings()
+        for name, module in base.named_modules():
+            if isinstance(module, nn.Linear) and module is not head and self.rank * sum(module.weight.shape) > module.weight.numel():
+                raise TeachingError(f"SHiRA of rank {self.rank} has more weights than {name}; use a lower rank")
 
     def finished(self, model: PreTrainedModel) -> PreTrainedModel:
         """The copy with what was learned in its weights: the sparse sum is slow."""

@@ -36,7 +36,6 @@ def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Tensor], limit: int
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal key
-        current.close()  # of a pass that was cut short
         key = _key(kwargs, layer)
         if key is not None and key in kept:
             current.enter_context(starting_at(grafted.blocks, layer, kept[key].to(grafted.device)))
@@ -57,7 +56,7 @@ def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Tensor], limit: int
         grafted.base.register_forward_pre_hook(enter, with_kwargs=True),
         # Before the memory adds to the states.
         grafted.blocks[layer].register_forward_pre_hook(keep, with_kwargs=True, prepend=True),
-        grafted.base.register_forward_hook(leave),
+        grafted.base.register_forward_hook(leave, always_call=True),  # also where a pass is cut short
     ]
     try:
         yield
