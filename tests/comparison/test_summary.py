@@ -27,7 +27,7 @@ def run(
         "seed": seed,
         "scores": {
             "learned": {"metric": "F1", "values": learned},
-            "control": {"metric": "F1", "values": list(control)},
+            "control": {"metric": "F1", "values": [control, control]},
             "webquestions": {"metric": "F1", "values": questions},
             "wikitext": {"metric": "text NLL", "values": nll, "weights": [3.0, 1.0]},
         },
@@ -37,7 +37,7 @@ def run(
 
 
 BASE = run(Base(), [0.0, 0.0], [1.0, 0.5, 0.5, 0.0], [3.0, 2.0])
-MEMORY = run(Memory(), [1.0, 0.2], [1.0, 0.5, 0.25, 0.0], [3.1, 2.0], control=(0.1, 0.1))
+MEMORY = run(Memory(), [1.0, 0.2], [1.0, 0.5, 0.25, 0.0], [3.1, 2.0], control=0.1)
 LOW = run(LoRA(optimizer=AdamW(lr=1e-5)), [0.4, 0.4], [1.0, 0.5, 0.5, 0.0], [3.2, 2.0])
 HIGH = run(LoRA(optimizer=AdamW(lr=1e-3)), [0.8, 0.8], [0.0, 0.5, 0.5, 0.0], [4.0, 2.0])
 

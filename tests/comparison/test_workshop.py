@@ -53,11 +53,13 @@ def own(method: AnyMethod) -> AnyMethod:
 @pytest.mark.parametrize("in_order", [False, True], ids=["together", "stream"])
 def test_every_method_teaches_and_leaves_the_base_bit_for_bit(workshop: Workshop, in_order: bool) -> None:
     before = logits(workshop.base)
+    steps: list[tuple[int, int]] = []
+
+    def on_step(_: object, done: int, total: int, __: int | None) -> None:
+        steps.append((done, total))
+
     for name, method in METHODS.items():
-        steps: list[tuple[int, int]] = []
-        with workshop.taught(
-            own(method), lesson(workshop, in_order=in_order), lambda _, done, total, __: steps.append((done, total))
-        ) as taught:
+        with workshop.taught(own(method), lesson(workshop, in_order=in_order), on_step) as taught:
             assert torch.equal(logits(taught.model), before) == (name in ("base", "retrieval")), name
             assert (taught.context is not None) == (name == "retrieval")
             assert (taught.rows is not None) == (name == "memory")
