@@ -36,10 +36,12 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.first
+	$(BIN)/python -m benchmarks.pareto
 
 docs: setup
 	mkdir -p docs
 	$(BIN)/python -m memgraft.cli.reference > docs/cli.md
+	$(BIN)/python -m benchmarks.results results > docs/results.md
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist out

@@ -25,6 +25,7 @@ from benchmarks.measurement import FACTS, data_file, question_probe, read_rows, 
 from benchmarks.selection import select_facts
 from memgraft.commits import Rows
 from memgraft.comparison.grid import papers
+from memgraft.comparison.methods import settings
 from memgraft.comparison.runs import append_run, environment, read_runs, run_id
 from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.encoding import TokenBatch
@@ -50,7 +51,8 @@ class TokenReads:
     def weight_on(self, chosen: Tensor) -> Tensor:
         """(T,) share of each token's read weight that falls on the chosen slots."""
         hit = torch.isin(self.slots, chosen)
-        return (self.weights * hit).sum((1, 2)) / self.weights.sum((1, 2))
+        share: Tensor = (self.weights * hit).sum((1, 2)) / self.weights.sum((1, 2))
+        return share
 
 
 def reads_of(grafted: GraftedModel, ids: Tensor) -> TokenReads:
@@ -138,14 +140,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--background-tokens", type=int, default=32_768, help="tokens of background text (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
-        run(options)
+        analyse_facts(options)
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def run(options: argparse.Namespace) -> None:
+def analyse_facts(options: argparse.Namespace) -> None:
     """Teach the facts as one lesson, then take them one by one."""
     if options.data is None:
         raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
@@ -172,7 +174,7 @@ def run(options: argparse.Namespace) -> None:
                 "model": Path(source).name,
                 "row": index,
                 "taught": list(selection.taught),
-                "settings": method.model_dump(mode="json"),
+                "settings": settings(method),
             }
             id = run_id(recipe)
 

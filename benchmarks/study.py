@@ -90,7 +90,11 @@ class Study:
     ) -> None:
         self.name, self.sizes, self.data, self.rows, self.output = name, sizes, data, rows, output
         most = sizes.settings if name == "pareto" else None
-        self.methods = {family: [_sized(method, sizes) for method in each[:most]] for family, each in methods.items()}
+        # Settings that a fixed number of passes makes equal are tried once.
+        self.methods = {
+            family: list({repr(sized): sized for sized in (_sized(method, sizes) for method in each[:most])}.values())
+            for family, each in methods.items()
+        }
         loaded = load_model(source)
         self.device = torch.device(device)
         torch.nn.Module.to(loaded.model, self.device)  # transformers wraps .to() in a decorator that loses its type

@@ -43,7 +43,9 @@ def tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         "metric_list": [{"metric": "acc"}],
     }
     (folder / "local_choice.yaml").write_text(json.dumps(task), encoding="utf-8")  # JSON is YAML
-    return lm_eval.tasks.TaskManager(include_path=str(folder), include_defaults=False)
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(folder), include_defaults=False)
 
 
 def likelihoods(model: Any, tasks: Any) -> list[list[float]]:
@@ -75,5 +77,7 @@ def test_a_store_is_a_model_of_the_harness(tmp_path: Path, tasks: Any) -> None:
     source = save_tiny_model(tmp_path / "model")
     grafted = memgraft.graft(str(source), slots=64, background=["Some text to calibrate on, as long as it needs to be."] * 8)
     grafted.save(tmp_path / "store")
-    made = lm_eval.api.registry.get_model("memgraft")(store=str(tmp_path / "store"))
+    from lm_eval.api.registry import get_model
+
+    made = get_model("memgraft")(store=str(tmp_path / "store"))
     assert len(likelihoods(made, tasks)) == len(ROWS)

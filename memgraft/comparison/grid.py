@@ -25,7 +25,7 @@ def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 
 def grid() -> dict[str, list[AnyMethod]]:
     """Six settings a method, from cautious to bold; the optimizer is one of the things tuned."""
     return {
-        "memory": [memory(), memory(passes=4), memory(shrink=0.5), memory(shrink=1.0), memory(background_weight=1000), memory(t=300)],
+        "memory": [memory(), memory(shrink=0.5), memory(shrink=1.0), memory(passes=4), memory(background_weight=1000), memory(t=300)],
         "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
         "lora": [
             LoRA(optimizer=AdamW(lr=2e-4), passes=4),

@@ -19,7 +19,7 @@ def run(
     questions: list[float],
     nll: list[float],
     seed: int = 0,
-    control: tuple[float, ...] = (0.0, 0.0),
+    control: float = 0.0,
 ) -> dict[str, Any]:
     return {
         "method": family(method),
