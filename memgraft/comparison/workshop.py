@@ -103,6 +103,7 @@ class Workshop:
         self._cache = cache
         self._grafted: tuple[tuple[str, int], GraftedModel, float] | None = None
         self._prefixes: dict[bytes, Tensor] = {}
+        self._prefixes_of: Sequence[TokenBatch] = ()
         self._prefix_bytes = prefix_bytes
 
     def prepare(self, facts: Sequence[Fact], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
@@ -162,6 +163,11 @@ class Workshop:
             self._grafted = (key, grafted, time.process_time() - start)
         return self._grafted[1]
 
+    def _own(self, peak: int | None) -> int | None:
+        """A peak without the frozen states that only the comparison keeps, in main memory."""
+        kept = 0 if self.base.device.type == "cuda" else sum(states.nbytes for states in self._prefixes.values())
+        return None if peak is None else peak - kept
+
     @contextmanager
     def _base_only(self) -> Iterator[PreTrainedModel]:
         with ExitStack() as stack:
@@ -205,13 +211,16 @@ class Workshop:
                         time.process_time() - start,
                         bytes=run.bytes,
                         losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
-                        peak_bytes=peak(),
+                        peak_bytes=self._own(peak()),
                     )
 
     @contextmanager
     def _taught_memory(self, method: Memory, lesson: Lesson, on_step: OnStep | None) -> Iterator[Taught]:
         grafted = self.grafted(method)
         recipe = method.recipe.model_copy(update={"seed": lesson.seed})
+        if lesson.batches is not self._prefixes_of:
+            self._prefixes.clear()
+            self._prefixes_of = lesson.batches
         grafted.assign_rows({})
         try:
             with peak_memory(grafted.device) as peak, cached_prefixes(grafted, self._prefixes, self._prefix_bytes):
@@ -229,7 +238,7 @@ class Workshop:
                 rows=sum(len(rows) for rows in changes.values()),
                 rows_per_fact=written / len(lesson.batches),
                 losses=losses,
-                peak_bytes=most,
+                peak_bytes=self._own(most),
             )
         finally:
             grafted.assign_rows({})
