@@ -36,12 +36,14 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.first
+	$(BIN)/python -m benchmarks.pareto
 	$(BIN)/python -m benchmarks.reliability
 	$(BIN)/python -m benchmarks.store_sizes
 
 docs: setup
 	mkdir -p docs
 	$(BIN)/python -m memgraft.cli.reference > docs/cli.md
+	$(BIN)/python -m benchmarks.results results > docs/results.md
 
 clean:
 	rm -rf $(VENV) .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache build dist out

@@ -22,15 +22,16 @@ from typing import Any
 
 import torch
 
-from benchmarks.arms import Arm, Progress, Workshop, chosen_arms
-from benchmarks.measurement import FACTS, Protocol, data_file, measure_all, probes_for, question_probe, read_rows
-from benchmarks.relations import facts_for
-from benchmarks.runs import append_run, environment, read_runs, run_id
+from benchmarks.arms import Arm, chosen_arms, method_of
+from benchmarks.measurement import FACTS, Protocol, data_file, probes_for, question_probe, read_rows, taught_rows
 from benchmarks.selection import Selection, select_facts
 from benchmarks.table import markdown, summarise
+from memgraft.comparison.measuring import measure_all
+from memgraft.comparison.runs import append_run, environment, read_runs, run_id
+from memgraft.comparison.workshop import Lesson, Progress, Workshop
 from memgraft.errors import DataError, MemgraftError
 from memgraft.examples import Fact
-from memgraft.models import demo_model_path
+from memgraft.models import demo_model_path, load_model
 from memgraft.probes import measure
 
 LEARNING_RATES = (2e-4,)  # of those that Lin et al. 2025 swept; --lora-lr takes more
@@ -76,7 +77,9 @@ def run_benchmark(options: argparse.Namespace) -> None:
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     source = options.model or str(demo_model_path())
     device = torch.device(options.device)
-    workshop = Workshop(source, device, progress_line(sys.stderr.isatty()))
+    loaded = load_model(source)
+    torch.nn.Module.to(loaded.model, device)  # transformers wraps .to() in a decorator that loses its type
+    workshop = Workshop(loaded.model, loaded.tokenizer, on_progress=progress_line(sys.stderr.isatty()))
     protocol = Protocol(
         model=Path(source).name,
         dtype=str(workshop.base.dtype).removeprefix("torch."),
@@ -87,7 +90,8 @@ def run_benchmark(options: argparse.Namespace) -> None:
     selection = selected(workshop, rows, protocol, options.output / "selection.json", shared)
     facts = [Fact(line=1 + index, **taught) for index, taught in zip(selection.taught, taught_rows(rows, selection), strict=True)]
     probes = probes_for(options.data, rows, selection, protocol)
-    batches = workshop.batches(facts, protocol)
+    batches = workshop.prepare(facts, passes=protocol.passes, wordings=protocol.wordings, seed=protocol.seed)
+    lesson = Lesson(facts, batches, protocol.seed)
     chosen = chosen_arms(options.arms, options.lora_lr)
     ids = {arm.name: run_id(recipe_of(arm, shared, selection)) for arm in chosen_arms(None, options.lora_lr)}
     runs_path = options.output / "runs.jsonl"
@@ -96,9 +100,9 @@ def run_benchmark(options: argparse.Namespace) -> None:
         if ids[arm.name] in runs:
             print(f"{arm.name}: done before", file=sys.stderr)
             continue
-        taught = workshop.teach(arm, batches, protocol)
-        start = time.process_time()
-        scores = measure_all(taught.model, workshop.tokenizer, probes)
+        with workshop.taught(method_of(arm, protocol), lesson) as taught:
+            start = time.process_time()
+            scores = measure_all(taught.model, workshop.tokenizer, probes)
         run = {
             "id": ids[arm.name],
             "recipe": recipe_of(arm, shared, selection),
@@ -138,13 +142,6 @@ def selected(workshop: Workshop, rows: list[dict[str, Any]], protocol: Protocol,
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**shared, **selection.model_dump(mode="json")}) + "\n", encoding="utf-8")
     return selection
-
-
-def taught_rows(rows: Sequence[dict[str, Any]], selection: Selection) -> list[dict[str, Any]]:
-    """The taught facts' fields, without the benchmark's own remarks."""
-    return [
-        {name: value for name, value in fact.items() if name != "meta"} for fact in facts_for(rows[index] for index in selection.taught)
-    ]
 
 
 def write_results(folder: Path, runs: Sequence[dict[str, Any]], shared: dict[str, Any]) -> str:

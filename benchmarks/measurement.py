@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from benchmarks.relations import facts_for
 from benchmarks.selection import Selection
 from memgraft.config import Config
 from memgraft.errors import DataError
-from memgraft.probes import QAProbe, QuestionRow, TextProbe, load_probe, measure
-from memgraft.probes.scores import Scores
+from memgraft.probes import QAProbe, QuestionRow, TextProbe, load_probe
 
 FACTS = Path("facts", "entityquestions.jsonl")
 QUESTIONS = Path("probes", "webquestions.jsonl")
@@ -28,8 +27,8 @@ class Protocol(Config):
     dtype: str = Field(description="of the base model's weights")
     device: str = Field("cpu", description="kind of device that taught and measured")
     facts: int = Field(50, gt=0, description="facts taught, and as many controls")
-    wordings: int = Field(8, gt=0, description="training strings a fact in each pass, others every time")
-    passes: int = Field(6, gt=0, description="times that every fact is taught")
+    wordings: int = Field(4, gt=0, description="training strings a fact in each pass, others every time")
+    passes: int = Field(14, gt=0, description="times that every fact is taught")
     shots: int = Field(5, ge=0, description="examples in front of a test question")
     questions: int = Field(300, gt=0, description="WebQuestions asked")
     text_tokens: int = Field(32_768, gt=1, description="tokens of WikiText-2 test read")
@@ -80,18 +79,8 @@ def probes_for(folder: Path, rows: Sequence[Mapping[str, Any]], selection: Selec
     ]
 
 
-def measure_all(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, probes: Sequence[QAProbe | TextProbe]
-) -> dict[str, dict[str, Any]]:
-    """Scores per probe, item by item, as JSON: numbers only, nothing of the data set's text."""
-    return {probe.name: _numbers(measure(probe, model, tokenizer)) for probe in probes}
-
-
-def _numbers(scores: Scores) -> dict[str, Any]:
-    if scores.weights is not None:
-        return {"metric": scores.metric, "values": list(scores.values), "weights": list(scores.weights)}
-    return {
-        "metric": scores.metric,
-        "values": [round(value, 6) for value in scores.values],
-        "exact_match": [outcome["exact match"] for outcome in scores.outcomes],
-    }
+def taught_rows(rows: Sequence[dict[str, Any]], selection: Selection) -> list[dict[str, Any]]:
+    """The taught facts' fields, without the benchmark's own remarks."""
+    return [
+        {name: value for name, value in fact.items() if name != "meta"} for fact in facts_for(rows[index] for index in selection.taught)
+    ]

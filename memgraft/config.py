@@ -41,7 +41,7 @@ class MemoryConfig(Config):
     qk_norm: bool = Field(True, description="half queries and sub-keys have unit length, so that scores are sums of two cosines")
     gate: Literal["none", "swilu"] = Field("none", description="input gate of Lin et al. 2025: W2ᵀ(y ⊙ silu(W1ᵀx))")
     threshold: float = Field(
-        0.1,
+        0.07,
         ge=0,
         description="reads no longer than this, in residual norms, add nothing, longer ones lose as much; teaching reads without it",
     )

@@ -194,11 +194,11 @@ def learn(
 
 def measurements(lesson: Lesson, batches: Sequence[TokenBatch], seconds: float) -> dict[str, Any]:
     """What teaching cost and wrote, as JSON."""
-    written = sum(len(slots) for per_batch in lesson.batch_slots.values() for slots in per_batch)
+    rows = sum(len(changed) for changed in lesson.changes.values())
     return {
         "batches": len(batches),
-        "rows": sum(len(rows) for rows in lesson.changes.values()),
-        "rows_per_batch": written / len(batches),
+        "rows": rows,
+        "rows_per_batch": rows / len(batches),
         "losses": [[None if loss != loss else round(loss, 6) for loss in turn] for turn in lesson.losses],
         "tokens": int(sum(int(batch.attention_mask.sum()) for batch in batches)),
         "seconds": round(seconds, 3),

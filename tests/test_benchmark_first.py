@@ -12,9 +12,9 @@ import pytest
 
 from benchmarks.arms import chosen_arms
 from benchmarks.first import main
-from benchmarks.runs import append_run, read_runs, run_id
 from benchmarks.selection import Selection, select_facts
 from benchmarks.table import HEADER, markdown, summarise
+from memgraft.comparison.runs import append_run, read_runs, run_id
 from memgraft.errors import DataError, MemgraftError
 
 ROWS = [{"relation": f"P{index % 4}", "question": f"Question {index}?"} for index in range(80)]

@@ -16,7 +16,7 @@ from memgraft.teaching import Recipe
 from memgraft.writers import SGD
 from tests.models import tiny_model, tiny_tokenizer
 
-ROUGH = Recipe(ranking="all", writer=SGD(learning_rate=100.0), passes=2, t=None, shrink=1.0)
+ROUGH = Recipe(ranking="all", writer=SGD(learning_rate=100.0), passes=2, t=None)
 PROSE = TextProbe(name="prose", texts=("ZQX ZQX QXZ 77\n" * 20,), window=32)
 DRIFT = DriftProbe(name="drift", texts=("ZQX ZQX QXZ 77\n" * 5,), window=32)
 

@@ -19,7 +19,7 @@ from memgraft.store import MemoryStore
 from memgraft.teaching import Recipe
 from tests.models import tiny_model, tiny_tokenizer
 
-RECIPE = Recipe(ranking="all", passes=1, t=None, shrink=1.0, wordings=2)
+RECIPE = Recipe(ranking="all", passes=1, t=None, wordings=2)
 
 
 def fact(folder: Path, letter: str) -> Path:

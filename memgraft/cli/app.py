@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 import memgraft
-from memgraft.cli import ask, blame, check, demo, diff, doctor, exchange, graft, learn, log, merge, revert, show, tag, upkeep
+from memgraft.cli import ask, blame, check, compare, demo, diff, doctor, exchange, graft, learn, log, merge, revert, show, tag, upkeep
 from memgraft.cli.running import Commands
 
 # Plain help of a fixed width: docs/cli.md is made from it, and no library beside typer is imported for it.
@@ -41,6 +41,7 @@ app.command("graft")(graft.graft)
 app.command("learn")(learn.learn)
 app.command("ask")(ask.ask)
 app.command("check")(check.check)
+app.command("compare")(compare.compare)
 app.command("log")(log.log)
 app.command("show")(show.show)
 app.command("diff")(diff.diff)

@@ -38,7 +38,7 @@ def learn(
         float | None,
         typer.Option("--mu", help="How much dearer slots get that the background reads.", show_default="300"),
     ] = None,
-    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="7")] = None,
+    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="14")] = None,
     until_loss: Annotated[
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
     ] = None,

@@ -78,6 +78,7 @@ class Answers:
 
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
+WORDINGS = 4  # a fact in each pass: twice as many, the default, learn more and take twice the time
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
@@ -102,7 +103,7 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         )
         with model.without_memory():
             base_logits = _logits(model)
-        recipe = Recipe()
+        recipe = Recipe(wordings=WORDINGS)
         unseen, seen = _questions(facts, "unseen wordings", unseen=True), _questions(facts, "taught wordings", unseen=False)
         stages.stage("asking the base model")
         with model.without_memory():

@@ -12,10 +12,13 @@ from memgraft.errors import DataError
 from memgraft.probes.rows import QuestionRow, parse_rows
 
 
-def few_shot_prompt(question: str, shots: Sequence[QuestionRow]) -> str:
-    """The shots with their first answers, then the question: 'Question: …\\nAnswer: …\\n\\nQuestion: {question}\\nAnswer:'."""
+def few_shot_prompt(question: str, shots: Sequence[QuestionRow], context: str = "") -> str:
+    """The shots with their first answers, then the question: 'Question: …\\nAnswer: …\\n\\nQuestion: {question}\\nAnswer:'.
+
+    A context stands on lines of its own right before the question.
+    """
     examples = [f"Question: {shot.question}\nAnswer: {shot.answers[0]}\n\n" for shot in shots]
-    return "".join(examples) + f"Question: {question}\nAnswer:"
+    return "".join(examples) + (f"{context}\n" if context else "") + f"Question: {question}\nAnswer:"
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:

@@ -22,6 +22,7 @@ from memgraft.probes.scores import Change, Scores, compare
 
 AnyProbe = QAProbe | AnswerNLLProbe | ChoiceProbe | TextProbe | DriftProbe
 MemoryOff = Callable[[], AbstractContextManager[object]]
+Context = Callable[[str], str]  # a question → text to put in front of it, such as what a search found
 
 
 class Grafted(Protocol):
@@ -64,18 +65,19 @@ def measure(
     *,
     shots: Sequence[QuestionRow] | None = None,
     memory_off: MemoryOff | None = None,
+    context: Context | None = None,
 ) -> Scores:
     """The scores of a model on a probe.
 
     shots: examples for few-shot frames, the packaged ones if None; a question is never among its own. memory_off: what
-    turns the model into its base, needed by drift probes only.
+    turns the model into its base, needed by drift probes only. context: what stands in front of a question in few-shot frames.
 
     Raises MemgraftError where a value is not finite, DataError for items that don't fit the model.
     """
     if isinstance(probe, QAProbe):
-        scores = _measure_qa(probe, model, tokenizer, shots)
+        scores = _measure_qa(probe, model, tokenizer, shots, context)
     elif isinstance(probe, AnswerNLLProbe):
-        scores = _measure_answer_nll(probe, model, tokenizer, shots)
+        scores = _measure_answer_nll(probe, model, tokenizer, shots, context)
     elif isinstance(probe, ChoiceProbe):
         scores = _measure_choice(probe, model, tokenizer)
     elif isinstance(probe, TextProbe):
@@ -103,22 +105,31 @@ def _drift_rows(probe: DriftProbe, model: PreTrainedModel, tokenizer: PreTrained
     return text_windows(tokenizer, probe.texts, window=window, max_tokens=probe.max_tokens)
 
 
-def _few_shot_prompts(questions: Sequence[QuestionRow], count: int, shots: Sequence[QuestionRow] | None) -> list[str]:
-    if count == 0:
-        return [few_shot_prompt(row.question, ()) for row in questions]
+def _few_shot_prompts(
+    questions: Sequence[QuestionRow], count: int, shots: Sequence[QuestionRow] | None, context: Context | None
+) -> list[str]:
     pool = packaged_shots() if shots is None else shots
-    return [few_shot_prompt(row.question, choose_shots(row.question, pool, count)) for row in questions]
+    return [
+        few_shot_prompt(row.question, choose_shots(row.question, pool, count) if count else (), context(row.question) if context else "")
+        for row in questions
+    ]
 
 
 def _question_items(questions: Sequence[QuestionRow]) -> tuple[dict[str, Any], ...]:
     return tuple(row.model_dump(mode="json") for row in questions)
 
 
-def _measure_qa(probe: QAProbe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shots: Sequence[QuestionRow] | None) -> Scores:
+def _measure_qa(
+    probe: QAProbe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    shots: Sequence[QuestionRow] | None,
+    context: Context | None,
+) -> Scores:
     if probe.frame == "chat":
         prompts = [chat_prompt(tokenizer, row.question) for row in probe.questions]
     else:
-        prompts = _few_shot_prompts(probe.questions, probe.shots, shots)
+        prompts = _few_shot_prompts(probe.questions, probe.shots, shots, context)
     predictions = generate_answers(model, tokenizer, prompts, max_new_tokens=probe.max_new_tokens)
     outcomes: tuple[dict[str, Any], ...] = tuple(
         {"prediction": prediction, "f1": f1(prediction, row.answers), "exact match": exact_match(prediction, row.answers)}
@@ -136,9 +147,13 @@ def _measure_qa(probe: QAProbe, model: PreTrainedModel, tokenizer: PreTrainedTok
 
 
 def _measure_answer_nll(
-    probe: AnswerNLLProbe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, shots: Sequence[QuestionRow] | None
+    probe: AnswerNLLProbe,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    shots: Sequence[QuestionRow] | None,
+    context: Context | None,
 ) -> Scores:
-    prompts = _few_shot_prompts(probe.questions, probe.shots, shots)
+    prompts = _few_shot_prompts(probe.questions, probe.shots, shots, context)
     values = answer_nll(model, tokenizer, prompts, [row.answers[0] for row in probe.questions])
     return Scores(
         name=probe.name,

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from memgraft.report.comparison import MethodPoint
 from memgraft.report.page import LossPass, OutcomePoint
 
 if TYPE_CHECKING:
@@ -19,7 +20,17 @@ if TYPE_CHECKING:
 
 # Marker colour → CSS variable. The colours never reach the page.
 _INK, _MUTED, _LINE, _ACCENT, _PAPER, _WARN = "#010203", "#010204", "#010205", "#010206", "#010207", "#010208"
-_VARIABLES = {_INK: "--ink", _MUTED: "--muted", _LINE: "--line", _ACCENT: "--accent", _PAPER: "--paper", _WARN: "--warn"}
+_GOOD, _BAD = "#010209", "#01020a"
+_VARIABLES = {
+    _INK: "--ink",
+    _MUTED: "--muted",
+    _LINE: "--line",
+    _ACCENT: "--accent",
+    _PAPER: "--paper",
+    _WARN: "--warn",
+    _GOOD: "--good",
+    _BAD: "--bad",
+}
 
 _STYLE: dict[str, Any] = {
     "axes.edgecolor": _MUTED,
@@ -90,6 +101,39 @@ def outcome_plot(points: Sequence[OutcomePoint], tolerance: float | None = None)
         axes.locator_params(axis="x", nbins=6)
 
     return _svg("outcome", draw)
+
+
+def comparison_plot(points: Sequence[MethodPoint], xlabel: str) -> str:
+    """What each setting learned (up) against what it forgot (right); a method's front is joined by a line."""
+    methods = list(dict.fromkeys(point.method for point in points))
+    colours = (_ACCENT, _WARN, _GOOD, _BAD, _INK, _MUTED)
+
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color=_MUTED, linewidth=1)
+        for number, method in enumerate(methods):
+            colour, marker = colours[number % len(colours)], _MARKERS[number % len(_MARKERS)]
+            own = [point for point in points if point.method == method]
+            front = sorted((p for p in own if p.best), key=lambda p: p.learned)
+            axes.plot([p.forgotten for p in front], [p.learned for p in front], color=colour, linewidth=1.6)
+            for p in own:
+                if p.low is not None and p.high is not None:
+                    axes.plot([p.low, p.high], [p.learned] * 2, color=colour, linewidth=1.2, alpha=0.5, solid_capstyle="butt")
+                if p.learned_low is not None and p.learned_high is not None:
+                    axes.plot([p.forgotten] * 2, [p.learned_low, p.learned_high], color=colour, linewidth=1.2, alpha=0.5)
+            axes.plot(
+                [p.forgotten for p in own],
+                [p.learned for p in own],
+                linestyle="none",
+                marker=marker,
+                markersize=7,
+                color=colour,
+                markeredgecolor=_PAPER,
+                label=method,
+            )
+        axes.set(xlabel=xlabel, ylabel="learned F1", ylim=(-0.05, 1.08))
+        axes.legend(loc="lower right", fontsize=8)
+
+    return _svg("comparison", draw)
 
 
 def _svg(name: str, draw: Callable[[Axes], None]) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from memgraft import __version__
 from memgraft.errors import MemgraftError
+from memgraft.report.comparison import ComparisonPage
+from memgraft.report.markdown import comparison_markdown
 from memgraft.report.page import LessonPage
 
 if TYPE_CHECKING:
@@ -23,12 +25,23 @@ def render_lesson_page(data: LessonPage, path: str | os.PathLike[str]) -> Path:
     Raises:
         MemgraftError: the `report` extra is missing, or the file can't be written.
     """
-    html = lesson_html(data)
-    target = Path(path)
+    return _write(lesson_html(data), Path(path))
+
+
+def render_comparison(data: ComparisonPage, folder: str | os.PathLike[str]) -> Path:
+    """Write a comparison as report.html with its twins report.md and report.json. Returns the path of the first. Raises as above."""
+    target = Path(folder)
+    page = _write(comparison_html(data), target / "report.html")
+    _write(comparison_markdown(data), target / "report.md")
+    _write(data.model_dump_json(indent=1) + "\n", target / "report.json")
+    return page
+
+
+def _write(text: str, target: Path) -> Path:
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(html.encode("utf-8", errors="replace"))  # a lone surrogate becomes a question mark
+        partial.write_bytes(text.encode("utf-8", errors="replace"))  # a lone surrogate becomes a question mark
         partial.replace(target)
     except OSError as error:
         raise MemgraftError(f"{target}: can't write the report: {error.strerror or error}") from error
@@ -54,13 +67,27 @@ def lesson_html(data: LessonPage) -> str:
     return template.render(page=data, plots=plots, version=__version__)
 
 
+def comparison_html(data: ComparisonPage) -> str:
+    """A comparison as HTML. Raises MemgraftError if the `report` extra is missing."""
+    try:
+        from markupsafe import Markup
+
+        from memgraft.report.plots import comparison_plot
+
+        template = _environment().get_template("comparison.html")
+        plot = Markup(comparison_plot(data.points, f"{data.measure} ({data.unit})"))
+    except ImportError as error:
+        raise MemgraftError(f"reports need {error.name}: pip install 'memgraft[report]'") from error
+    return template.render(page=data, plot=plot, version=__version__)
+
+
 def _environment() -> Environment:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
         loader=PackageLoader("memgraft.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    environment.filters.update(number=_number, signed=_signed, size=_size, duration=_duration)
+    environment.filters.update(number=_number, signed=_signed, size=_size, duration=_duration, interval=_interval)
     return environment
 
 
@@ -92,3 +119,9 @@ def _duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s"
+
+
+def _interval(value: float, low: float | None, high: float | None) -> str:
+    """A value with its interval in brackets."""
+    text = f"{value:.4f}" + ("" if low is None or high is None else f" [{low:.4f}, {high:.4f}]")
+    return text.replace("-", "−")

@@ -1,4 +1,4 @@
-"""Runs on disk: one JSON line an arm, appended as soon as it is measured, so that a benchmark resumes where it stopped."""
+"""Runs on disk: one JSON line each, appended as soon as it is measured, so that a comparison resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from memgraft import __version__
 from memgraft.canonical import canonical_json
 
-PACKAGES = ("torch", "transformers", "peft", "numpy")
+PACKAGES = ("torch", "transformers", "peft", "bm25s", "numpy")
 
 
 def run_id(recipe: Mapping[str, Any]) -> str:

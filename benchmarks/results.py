@@ -1,0 +1,117 @@
+"""docs/results.md from the summaries of the studies, never by hand: python -m benchmarks.results results > docs/results.md"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from memgraft.comparison.runs import read_runs
+from memgraft.report.markdown import plain, table
+
+HEAD = """# Results
+
+Made by `python -m benchmarks.results results > docs/results.md` from the files that each section names. How everything was measured:
+[protocol.md](protocol.md). F1 from 0 to 1; NLL in nats per token; in brackets 95 % bootstrap intervals over items.
+"""
+STUDIES = {
+    "pareto": "Learning against forgetting",
+    "ranking": "Rankings over t",
+    "background": "Background text",
+    "optimizer": "Optimizers",
+    "stream": "A stream of facts",
+}
+MEASURES = {"qa_f1": "F1 drop, relative", "answer_nll": "answer NLL", "text_nll": "text NLL"}
+
+
+def results(folder: Path) -> str:
+    """The page as Markdown; studies without a summary are named as not run."""
+    parts = [HEAD]
+    for name, title in STUDIES.items():
+        path = folder / name / "summary.json"
+        command = "python -m benchmarks.pareto" + ("" if name == "pareto" else f" --study {name}")
+        parts.append(f"## {title}\n\n`{command}` → `{path.as_posix()}`")
+        if path.exists():
+            parts += _study(json.loads(path.read_text(encoding="utf-8")))
+        else:
+            parts.append("Not run yet.")
+    parts.append(_core_sets(folder / "core-sets" / "runs.jsonl"))
+    return "\n\n".join(parts) + "\n"
+
+
+def _study(summary: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{plain(summary['model'])}, {summary['dtype']}. Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, "
+        f"{summary['test_seeds']} seeds; {summary['questions']} questions a probe, {summary['text_tokens']:,} tokens of text."
+    )
+    for split in ("test", "tuning"):
+        if split in summary:
+            yield f"### {split.capitalize()} split"
+            yield from _at_equal_learning(summary[split]["at_equal_learning"])
+            yield _settings(summary[split]["settings"])
+    for stream in summary.get("streams", ()):
+        if stream["along"]:
+            yield f"### {plain(stream['method'])}"
+            names = list(stream["along"][0])
+            yield table(names, ([_cell(point[name]) for name in names] for point in stream["along"]))
+
+
+def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
+    if not equal:
+        return
+    measures = [name for name in MEASURES if name in equal["forgotten"]]
+    rows = [["memory", f"{equal['learned_f1']:.3f}", *(_span(equal["forgotten"][name]) for name in measures)]]
+    for method, by_measure in equal["rivals"].items():
+        one = by_measure[measures[-1]]
+        learned = f"{one['learned_f1']:.3f}" + ("" if one["reached"] else ", its most")
+        rows.append([plain(method), learned, *(_span(by_measure[name]["forgotten"]) for name in measures)])
+    yield "Forgetting at the memory's learned F1:"
+    yield table(["method", "learned F1", *(MEASURES[name] for name in measures)], rows)
+
+
+def _settings(settings: list[Mapping[str, Any]]) -> str:
+    measures = [name for name in MEASURES if name in settings[0]["forgotten"]]
+    columns = ["method", "settings", "learned F1", "net of control", *(MEASURES[name] for name in measures), "CPU s", "MB", "peak MB"]
+    rows = [
+        [
+            plain(each["method"]),
+            plain(each["label"]),
+            _span(each["learned_f1"]),
+            _span(each.get("net_f1")),
+            *(_span(each["forgotten"][name]) for name in measures),
+            _cell(each["seconds"]),
+            _cell(None if each["bytes"] is None else each["bytes"] / 1e6),
+            _cell(None if each["peak_bytes"] is None else each["peak_bytes"] / 1e6),
+        ]
+        for each in settings
+    ]
+    return table(columns, rows)
+
+
+def _core_sets(path: Path) -> str:
+    title = f"## Core sets of facts\n\n`python -m benchmarks.core_sets` → `{path.as_posix()}`\n\n"
+    runs = list(read_runs(path).values())
+    if not runs:
+        return title + "Not run yet."
+    kept = [name for name in runs[0]["f1_kept"] if all(name in run["f1_kept"] for run in runs)]
+    rows = [[name, f"{fmean(run['f1_kept'][name] for run in runs):.3f}"] for name in kept]
+    rows.append(["all rows", f"{fmean(run['f1_all_rows'] for run in runs):.3f}"])
+    sizes = fmean(run["core_slots"] for run in runs)
+    return title + f"{len(runs)} facts; {sizes:.0f} slots in a core set on average.\n\n" + table(["core rows kept", "F1"], rows)
+
+
+def _span(value: Mapping[str, Any] | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value['mean']:.3f}" + ("" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
+
+
+def _cell(value: float | None) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else f"{value:,.3f}" if abs(value) < 10 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    print(results(Path(sys.argv[1])), end="")

@@ -1,0 +1,53 @@
+"""The settings of each method that the studies try."""
+
+from __future__ import annotations
+
+from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, SHiRA
+from memgraft.comparison.grid import grid, memory, papers
+from memgraft.comparison.methods import AnyMethod, Memory
+from memgraft.teaching import Recipe
+from memgraft.writers import SGD as SparseSGD
+from memgraft.writers import Adam as SparseAdam
+from memgraft.writers import LeastInterference
+
+BACKGROUNDS = ("self-written", "c4", "wikitext", "taught", "probes")
+
+
+def ranking() -> dict[str, list[AnyMethod]]:
+    """Every ranking over t, all with SGD (Lin et al. 2025 §5)."""
+    slots = (25, 50, 100, 200, 500, 1000)
+    by_t: dict[str, list[AnyMethod]] = {name: [papers(name, t) for t in slots] for name in ("tfidf", "kl", "tf", "random")}
+    return {**by_t, "all": [papers("all", 2**16)]}
+
+
+def background() -> dict[str, list[AnyMethod]]:
+    """Usage counted on other text, the probe set's own among it."""
+    return {name: [method.model_copy(update={"background": name}) for method in (memory(), papers())] for name in BACKGROUNDS}
+
+
+def optimizer() -> dict[str, list[AnyMethod]]:
+    """AdamW against SGD for every method, three learning rates each; the memory's three writers."""
+    adam, sgd = (1e-3, 1e-2, 1e-1), (0.01, 0.1, 1.0)
+    adamw = {"lora": (5e-5, 2e-4, 5e-4), "full": (5e-6, 2e-5, 5e-5), "osf": (2e-5, 1e-4, 5e-4), "shira": (3e-4, 1e-3, 3e-3)}
+    rivals: dict[str, AnyMethod] = {"lora": LoRA(passes=4), "full": Full(passes=4), "osf": OSF(passes=4), "shira": SHiRA(passes=4)}
+    chosen: dict[str, list[AnyMethod]] = {}
+    for name, rival in rivals.items():
+        decay = 0.0 if name == "osf" else 0.1
+        steps = [*(AdamW(lr=lr, weight_decay=decay) for lr in adamw[name]), *(SGD(lr=lr) for lr in sgd)]
+        chosen[name] = [rival.model_copy(update={"optimizer": step}) for step in steps]
+    own = Recipe(t=500, passes=6)
+    chosen["memory"] = [
+        *(Memory(recipe=own.model_copy(update={"writer": LeastInterference(learning_rate=lr)})) for lr in (3.0, 10.0, 30.0)),
+        *(Memory(recipe=own.model_copy(update={"writer": SparseSGD(learning_rate=lr)})) for lr in (1.0, 3.0, 10.0)),
+        *(Memory(recipe=own.model_copy(update={"writer": SparseAdam(learning_rate=lr)})) for lr in adam),
+    ]
+    return chosen
+
+
+def stream() -> dict[str, list[AnyMethod]]:
+    """One setting a method for the stream of facts, each fact taught to the end before the next."""
+    chosen = ("memory", "memory (tfidf, sgd)", "lora", "lora + replay", "full", "retrieval")
+    return {name: grid()[name][:1] for name in chosen}
+
+
+STUDIES = {"pareto": grid, "ranking": ranking, "background": background, "optimizer": optimizer, "stream": stream}

@@ -1,0 +1,359 @@
+"""A study: methods with settings, taught and measured by docs/protocol.md, each run a line on disk as soon as it is done."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from benchmarks.measurement import FACTS, data_file, question_probe, taught_rows
+from benchmarks.selection import Selection, select_facts
+from benchmarks.splits import Split, check_unseen, overlapping, split_of
+from memgraft.background import read_background
+from memgraft.comparison.fronts import neighbours
+from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
+from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
+from memgraft.comparison.runs import append_run, environment, read_runs, run_id
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED, balance, fronts_of, grouped, pools, summarise
+from memgraft.comparison.workshop import Lesson, Taught, Workshop
+from memgraft.config import Config
+from memgraft.errors import MemgraftError
+from memgraft.examples import Fact
+from memgraft.models import load_model
+from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, load_probe, measure
+
+QUESTIONS = {"webquestions": "qa", "triviaqa": "qa", "popqa": "qa", "nq_open": "nll", "gsm8k": "nll"}
+FINALISTS = 3
+SHOTS = 5
+EARLIEST = 10  # facts of a stream whose retention is followed
+
+
+class Sizes(Config):
+    """How much is taught and measured."""
+
+    tuning_facts: int = Field(50, gt=0, description="facts taught, and as many controls, when settings are chosen")
+    test_facts: int = Field(100, gt=0, description="facts taught, and as many controls, on the test split")
+    test_seeds: int = Field(3, gt=0, description="seeds on the test split")
+    questions: int = Field(200, gt=0, description="questions of each probe")
+    text_tokens: int = Field(32_768, gt=1, description="tokens of WikiText-2 test read")
+    background_tokens: int = Field(32_768, gt=1, description="tokens of background text")
+    wordings: int = Field(8, gt=0, description="training strings a fact in each pass")
+    settings: int = Field(6, gt=0, description="settings a method, at most")
+    passes: int | None = Field(None, gt=0, description="passes of every method; none: its own")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One run: a method taught one choice of facts."""
+
+    split: Split
+    facts: int
+    seed: int
+    method: str
+    taught_as: AnyMethod
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a choice of facts gives: the lesson, and the probes that ask for it."""
+
+    selection: Selection
+    lesson: Lesson
+    probes: tuple[QAProbe, ...]  # learned, control
+    overlaps: dict[str, list[int]]  # probe → rows that ask for a taught fact
+
+
+class Study:
+    """All runs of one study."""
+
+    def __init__(
+        self,
+        name: str,
+        methods: Mapping[str, Sequence[AnyMethod]],
+        *,
+        sizes: Sizes,
+        data: Path,
+        rows: Sequence[dict[str, Any]],
+        source: str,
+        device: str,
+        output: Path,
+        cache: Path,
+    ) -> None:
+        self.name, self.sizes, self.data, self.rows, self.output = name, sizes, data, rows, output
+        most = sizes.settings if name == "pareto" else None
+        # Settings that a fixed number of passes makes equal are tried once.
+        self.methods = {
+            family: list({repr(sized): sized for sized in (_sized(method, sizes) for method in each[:most])}.values())
+            for family, each in methods.items()
+        }
+        loaded = load_model(source)
+        self.device = torch.device(device)
+        torch.nn.Module.to(loaded.model, self.device)  # transformers wraps .to() in a decorator that loses its type
+        self.identity = {
+            "model": Path(source).name,
+            "dtype": str(loaded.model.dtype).removeprefix("torch."),
+            "device": self.device.type,
+            "data_sha256": hashlib.sha256(data_file(data, FACTS).read_bytes()).hexdigest(),
+        }
+        self.workshop = Workshop(
+            loaded.model,
+            loaded.tokenizer,
+            backgrounds={
+                "c4": lambda: read_background(str(data_file(data, Path("text", "c4.jsonl")))),
+                "wikitext": lambda: read_background(str(data_file(data, Path("text", "wikitext2_valid.txt")))),
+                "taught": self._taught_text,
+                "probes": self._probe_text,
+            },
+            background_tokens=sizes.background_tokens,
+            cache=cache,
+        )
+        self.probes = self._load_probes()
+        self.base_scores = BaseScores(output / "base.json", self.identity, self._measure_base)
+        self.runs_path = output / "runs.jsonl"
+        self.runs = read_runs(self.runs_path)
+        self.passes = max(getattr(method, "passes", 1) for each in self.methods.values() for method in each)
+        self._materials: dict[tuple[Split, int, int], Material] = {}
+        self._current: Material | None = None
+
+    def run(self) -> None:
+        """All tasks that are not in runs.jsonl yet."""
+        done: list[dict[str, Any]] = []
+        for task in self.tasks(done):
+            material = self._material(task)
+            recipe = {**self.identity, **_without(self.sizes, "settings"), "study": self.name, "split": task.split, "seed": task.seed}
+            recipe |= {"facts": task.facts, "selection": material.selection.model_dump(mode="json"), "settings": settings(task.taught_as)}
+            id = run_id(recipe)
+            known = id in self.runs
+            print(
+                f"{task.split}, seed {task.seed}, {task.method}: {described(task.taught_as)}{' (done)' if known else ''}", file=sys.stderr
+            )
+            if not known:
+                self.runs[id] = {"id": id, **self._run(task, material), "recipe": recipe, "environment": environment(self.device)}
+                append_run(self.runs_path, self.runs[id])
+            done.append(self.runs[id])
+            if not known:
+                self._summarise(done)
+        self._summarise(done)
+
+    def tasks(self, done: Sequence[dict[str, Any]]) -> Iterator[Task]:
+        """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
+        if self.name != "pareto":
+            yield from self._tasks("test", self.sizes.tuning_facts if self.name != "stream" else self.sizes.test_facts, 0, self.methods)
+            return
+        yield from self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods)
+        finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
+        for seed in range(self.sizes.test_seeds):
+            yield from self._tasks("test", self.sizes.test_facts, seed, finalists)
+
+    @staticmethod
+    def _tasks(split: Split, facts: int, seed: int, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
+        yield Task(split, facts, seed, BASE, Base())
+        # In turns, so that a study that is stopped has something of every method.
+        for turn in range(max(map(len, methods.values()), default=0)):
+            for method, each in methods.items():
+                if turn < len(each):
+                    yield Task(split, facts, seed, method, each[turn])
+
+    def _run(self, task: Task, material: Material) -> dict[str, Any]:
+        self._current = material
+        along: list[dict[str, Any]] = []
+        lost = 0.0  # CPU seconds of measuring along the way
+
+        def on_step(model: PreTrainedModel, done: int, total: int, rows: int | None) -> None:
+            nonlocal lost
+            steps = total // len(material.lesson.facts)
+            count = done // steps
+            if self.name == "stream" and done % steps == 0 and count in _checkpoints(len(material.lesson.facts)):
+                start = time.process_time()
+                along.append({"facts": count, "rows": rows, **self._along(model, material, count)})
+                lost += time.process_time() - start
+
+        with self.workshop.taught(task.taught_as, material.lesson, on_step) as taught:
+            start = time.process_time()
+            scores = self._scores(task, taught, material)
+            measure_seconds = time.process_time() - start
+        run = {
+            "study": self.name,
+            "method": task.method,
+            "settings": settings(task.taught_as),
+            "split": task.split,
+            "seed": task.seed,
+            "facts": task.facts,
+            "learned_f1": _mean(scores[LEARNED]["values"]),
+            "control_f1": _mean(scores[CONTROL]["values"]),
+            "probes": {probe.name: self._before_after(probe, scores[probe.name]) for probe in self.probes},
+            "overlaps": material.overlaps,
+            **taught.costs(),
+            "measure_seconds": round(measure_seconds, 3),
+            "scores": scores,
+        }
+        run["seconds"] = round(run["seconds"] - lost, 3)
+        return {**run, "along": along} if along else run
+
+    def _before_after(self, probe: AnyProbe, after: Measured) -> dict[str, Any]:
+        before = self.base_scores.of(probe)
+        return {"metric": after["metric"], "before": _mean(**_part(before)), "after": _mean(**_part(after))}
+
+    def _scores(self, task: Task, taught: Taught, material: Material) -> dict[str, Measured]:
+        probes: list[AnyProbe] = [*material.probes, *self.probes]
+        if task.method == BASE:
+            return {probe.name: self.base_scores.of(probe) for probe in probes}
+        return measure_all(taught.model, self.workshop.tokenizer, probes, taught.context)
+
+    def _along(self, model: PreTrainedModel, material: Material, count: int) -> dict[str, float]:
+        """In the middle of a stream: all facts taught so far, the earliest ones, and what must not get worse."""
+        learned = material.probes[0]
+        so_far = learned.model_copy(update={"questions": learned.questions[:count]})
+        values = measure_all(model, self.workshop.tokenizer, [so_far, *self.probes])
+        so_far_f1 = values.pop(LEARNED)["values"]
+        kept = {name: _mean(**_part(measured)) for name, measured in values.items()}
+        return {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST]), **kept}
+
+    def _material(self, task: Task) -> Material:
+        key = (task.split, task.facts, task.seed)
+        if key not in self._materials:
+            selection = self._selection(task)
+            rows = taught_rows(self.rows, selection)
+            facts = [Fact(line=1 + index, **row) for index, row in zip(selection.taught, rows, strict=True)]
+            batches = self.workshop.prepare(facts, passes=self.passes, wordings=self.sizes.wordings, seed=task.seed)
+            asked = (*selection.taught, *selection.control)
+            check_unseen(batches, self.workshop.tokenizer, (self.rows[index]["question"] for index in asked))
+            self._materials[key] = Material(
+                selection,
+                Lesson(facts, batches, task.seed, in_order=self.name == "stream"),
+                (
+                    question_probe(LEARNED, [self.rows[index] for index in selection.taught], SHOTS),
+                    question_probe(CONTROL, [self.rows[index] for index in selection.control], SHOTS),
+                ),
+                {
+                    p.name: found
+                    for p in self.probes
+                    if isinstance(p, QAProbe | AnswerNLLProbe) and (found := overlapping(facts, p.questions))
+                },
+            )
+        return self._materials[key]
+
+    def _selection(self, task: Task) -> Selection:
+        """The facts to teach and their controls; what the base answers wrongly is asked once and kept."""
+        own = [index for index, row in enumerate(self.rows) if split_of(row) == task.split]
+        path = self.output / "asked.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if kept.get("identity") != self.identity:
+            kept = {"identity": self.identity, "wrong": {}}
+        wrong: dict[str, bool] = kept["wrong"]
+
+        def is_wrong(chosen: Sequence[int]) -> list[bool]:
+            rows = [own[index] for index in chosen]
+            asked = [row for row in rows if str(row) not in wrong]
+            if asked:
+                probe = question_probe("candidates", [self.rows[row] for row in asked], SHOTS)
+                with self.workshop.taught(Base(), _nothing()) as taught:
+                    values = measure(probe, taught.model, self.workshop.tokenizer).values
+                wrong.update({str(row): value == 0 for row, value in zip(asked, values, strict=True)})
+            return [wrong[str(row)] for row in rows]
+
+        chosen = select_facts([self.rows[index] for index in own], is_wrong, task.facts, task.seed)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        partial.replace(path)
+        return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
+
+    def _load_probes(self) -> list[AnyProbe]:
+        probes: list[AnyProbe] = []
+        for name, kind in QUESTIONS.items():
+            probe = load_probe(f"{kind}:{data_file(self.data, Path('probes', name + '.jsonl'))}#{self.sizes.questions}")
+            assert isinstance(probe, QAProbe | AnswerNLLProbe)
+            probes.append(probe.model_copy(update={"name": name, "shots": SHOTS}))
+        text = load_probe(f"text:{data_file(self.data, Path('text', 'wikitext2_test.txt'))}#{self.sizes.text_tokens}")
+        assert isinstance(text, TextProbe)
+        return [*probes, text.model_copy(update={"name": "wikitext"})]
+
+    def _measure_base(self, probe: AnyProbe) -> Measured:
+        with self.workshop.taught(Base(), _nothing()) as taught:
+            return numbers(measure(probe, taught.model, self.workshop.tokenizer))
+
+    def _taught_text(self) -> list[str]:
+        assert self._current is not None
+        rows = [row for batch in self._current.lesson.batches for row in zip(batch.input_ids, batch.attention_mask, strict=True)]
+        return [str(self.workshop.tokenizer.decode(ids[mask])) for ids, mask in rows]
+
+    def _probe_text(self) -> list[str]:
+        asked = [row for probe in self.probes if isinstance(probe, QAProbe | AnswerNLLProbe) for row in probe.questions]
+        texts = [text for probe in self.probes if isinstance(probe, TextProbe) for text in probe.texts]
+        return [f"Question: {row.question}\nAnswer: {row.answers[0]}" for row in asked] + texts
+
+    def _summarise(self, runs: Sequence[dict[str, Any]]) -> None:
+        parts = {split: summarise([run for run in runs if run["split"] == split]) for split in ("test", "tuning")}
+        summary = {
+            "study": self.name,
+            **self.identity,
+            **_without(self.sizes),
+            **{split: part for split, part in parts.items() if part},
+        }
+        if self.name == "stream":
+            summary["streams"] = [{"method": run["method"], "along": run.get("along", [])} for run in runs]
+        partial = self.output / ".summary.partial"
+        partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.output / "summary.json")
+
+
+def choose_finalists(runs: Sequence[dict[str, Any]], count: int) -> dict[str, list[AnyMethod]]:
+    """Each method's winner on the tuning split and its neighbours on the front, `count` settings at most, winner first."""
+    tuned = grouped(runs)
+    base = next(setting for setting in tuned if setting.method == BASE)
+    pooled = pools(base)
+    pool = pooled.get("text_nll") or next(iter(pooled.values()))
+    finalists: dict[str, list[AnyMethod]] = {}
+    for method, outcomes in fronts_of(tuned, pool).items():
+        values = [balance(outcome.of, pooled) for outcome in outcomes]
+        winner = values.index(max(values))
+        chosen = [outcome.of for outcome in neighbours(outcomes, winner, count)]
+        chosen.sort(key=lambda setting: setting is not outcomes[winner].of)
+        finalists[method] = [method_of(dict(setting.settings)) for setting in chosen]
+    return finalists
+
+
+def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
+    """The method with the passes and wordings of the sizes."""
+    values = settings(method)
+    if method.method == "memory":
+        values["recipe"]["wordings"] = sizes.wordings
+        if sizes.passes is not None:
+            values["recipe"]["passes"] = sizes.passes
+    elif "passes" in values and sizes.passes is not None:
+        values["passes"] = sizes.passes
+    return method_of(values)
+
+
+def _checkpoints(facts: int) -> set[int]:
+    """After a tenth, a quarter, a half and all of the facts."""
+    return {max(1, facts // 10), max(1, facts // 4), max(1, facts // 2), facts}
+
+
+def _nothing() -> Lesson:
+    return Lesson((), (), 0)
+
+
+def _without(sizes: Sizes, *names: str) -> dict[str, Any]:
+    return sizes.model_dump(mode="json", exclude=set(names))
+
+
+def _part(measured: Measured) -> dict[str, Any]:
+    return {"values": measured["values"], "weights": measured.get("weights")}
+
+
+def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
+    if not values:
+        raise MemgraftError("nothing was measured")
+    each = weights or [1.0] * len(values)
+    return round(sum(w * v for w, v in zip(each, values, strict=True)) / sum(each), 6)

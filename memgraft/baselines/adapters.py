@@ -1,0 +1,49 @@
+"""Adapters of PEFT in and out of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from transformers import PreTrainedModel
+
+from memgraft.errors import MemgraftError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def import_peft() -> Any:
+    """The package peft. Raises MemgraftError with the way to install it."""
+    try:
+        import peft
+    except ImportError as error:
+        raise MemgraftError('this rival needs the package peft: pip install "memgraft[baselines]"') from error
+    return peft
+
+
+@contextmanager
+def adapted(model: PreTrainedModel, config: Any, seed: int) -> Iterator[PeftModel]:
+    """Within, a fresh adapter is inside the model, its weights drawn with the seed; on any way out it is out again."""
+    peft = import_peft()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        tuned = cast("PeftModel", peft.get_peft_model(model, config))
+    try:
+        yield tuned
+    finally:
+        tuned.unload()
+
+
+@contextmanager
+def single_precision(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
+    """Within, an fp32 copy, for methods that change the weights themselves: steps at usual rates vanish in bf16's eight bits.
+
+    The copy of a bf16 model computes in bf16 (autocast), as in common mixed-precision training.
+    """
+    twin = copy.deepcopy(model).float()
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
+        yield twin

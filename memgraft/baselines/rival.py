@@ -1,0 +1,80 @@
+"""What every rival that trains has in common: its optimizer, its passes, its replay, and how it is taught."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+
+import torch
+from pydantic import Field
+from transformers import PreTrainedModel
+
+from memgraft.baselines.optimizers import Optimizer
+from memgraft.baselines.replay import replay_documents
+from memgraft.baselines.training import train
+from memgraft.config import Config
+from memgraft.encoding import TokenBatch
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A taught model, ready to be measured."""
+
+    model: PreTrainedModel  # in the base's dtype
+    losses: tuple[float, ...]  # mean NLL of a batch's targets before each step, in the order of the steps
+    bytes: int  # of the weights that were trained
+
+
+class Rival(Config):
+    """A way to teach by training. Subclasses say which weights are trained."""
+
+    optimizer: Optimizer
+    passes: int = Field(4, gt=0, description="times that every batch is seen")
+    replay: int = Field(0, ge=0, description="background documents learned again in each step")
+
+    @abstractmethod
+    def prepared(self, base: PreTrainedModel, seed: int) -> AbstractContextManager[PreTrainedModel]:
+        """Within, a model in which exactly the weights to train ask for gradients; afterwards the base is bit for bit as before."""
+
+    def finished(self, model: PreTrainedModel) -> PreTrainedModel:
+        """The trained model with what was learned in its weights, where it holds them apart and that is slow."""
+        return model
+
+    @contextmanager
+    def taught(
+        self,
+        base: PreTrainedModel,
+        batches: Sequence[TokenBatch],
+        *,
+        seed: int = 0,
+        background: Sequence[Sequence[int]] = (),
+        in_order: bool = False,
+        on_step: Callable[[PreTrainedModel, int, int], None] | None = None,
+    ) -> Iterator[Trained]:
+        """Within, the taught model. Equal arguments give equal runs; the global random state is left as it was.
+
+        Args:
+            seed: of new weights and of the order of the batches.
+            background: token ids of the documents that are replayed.
+            in_order: a stream: each batch has all its passes before the next one comes.
+            on_step: called after each step with the model as taught so far, the steps done and the steps in all.
+
+        Raises:
+            TeachingError: nothing to teach, or a loss that is not finite. The base is as before, also after Ctrl-C.
+        """
+        replay = replay_documents(background, self.replay, seed) if self.replay else None
+        with self.prepared(base, seed) as model:
+            size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+
+            def stepped(done: int, total: int, loss: float) -> None:
+                if on_step is not None:
+                    on_step(model, done, total)
+
+            losses = train(model, batches, self.optimizer, passes=self.passes, seed=seed, in_order=in_order, replay=replay, on_step=stepped)
+            taught = self.finished(model)
+            if taught.dtype != base.dtype:
+                torch.nn.Module.to(taught, base.dtype)  # transformers wraps .to() in a decorator that loses its type
+            with torch.autocast(base.device.type, enabled=False):
+                yield Trained(taught, losses, size)

@@ -1,0 +1,144 @@
+"""`memgraft compare`: the memory and its rivals on one's own facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from memgraft.cli.console import print_json, print_table, say
+from memgraft.cli.options import Dtype, Json, TrustRemoteCode
+from memgraft.cli.progress import Stages
+from memgraft.errors import DataError, MemgraftError
+
+if TYPE_CHECKING:
+    from memgraft.comparison.measuring import AnyProbe
+    from memgraft.report import ComparisonPage
+
+
+def compare(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Facts to teach, .jsonl.", show_default=False)],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Hub id, folder or .gguf file.", show_default="the demo's small model")
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            metavar="SPEC",
+            help="What must not get worse, [KIND:]FILE[#LIMIT]; kinds: qa, nll, choice (JSONL), text. May be repeated.",
+            show_default="common knowledge and prose that come with memgraft",
+        ),
+    ] = None,
+    control: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.jsonl", help="Untaught facts of the same kind, asked as well.", show_default=False),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="Time for all runs; what does not fit in is left out and named.")] = 60,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. May be repeated.", show_default="all")
+    ] = None,
+    background_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text that stands for what must be preserved.")] = 32768,
+    seed: Annotated[int, typer.Option(help="Of wordings, order and new weights.")] = 0,
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where runs and reports go.")] = Path("out/compare"),
+    dtype: Dtype = None,
+    trust_remote_code: TrustRemoteCode = False,
+    json: Json = False,
+) -> None:
+    """Teach one's own facts with the memory, LoRA, full finetuning and others, and report what each learned and forgot.
+
+    Writes report.html with report.md and report.json. Stopped, the same command goes on where it was.
+    """
+    from memgraft.comparison.compare import asked, facts_of, run_comparison
+    from memgraft.comparison.grid import grid
+    from memgraft.comparison.summary import summarise
+    from memgraft.comparison.workshop import Workshop
+    from memgraft.data import read_examples
+    from memgraft.models import demo_model_path, load_model
+    from memgraft.report import comparison_page, render_comparison
+
+    examples = read_examples(data)
+    facts = facts_of(examples)
+    controls = facts_of(read_examples(control), "--control") if control else ()
+    probes = _probes(probe)
+    methods = grid()
+    unknown = sorted(set(method or ()) - set(methods))
+    if unknown:
+        raise MemgraftError(f"no method is called {unknown[0]!r}: expected {', '.join(methods)}")
+    source = model or str(demo_model_path())
+    with Stages() as stages:
+        stages.stage("loading the model")
+        loaded = load_model(source, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+        workshop = Workshop(loaded.model, loaded.tokenizer, background_tokens=background_tokens, cache=output / "cache")
+
+        def on_run(what: str) -> None:
+            stages.stage(what)
+            stages.note(what)
+
+        comparison = run_comparison(
+            workshop,
+            facts,
+            probes,
+            {name: methods[name] for name in method or methods},
+            runs_path=output / "runs.jsonl",
+            identity={"model": source, "data": examples.sha256, "background_tokens": background_tokens},
+            seconds=60 * minutes,
+            controls=controls,
+            seed=seed,
+            on_run=on_run,
+        )
+    environment = comparison.runs[0]["environment"]
+    questions = asked("learned", facts).questions
+    page = comparison_page(
+        summarise(comparison.runs),
+        title=f"memgraft compare: {data.name}",
+        facts=[(row.question, fact.answers[0]) for row, fact in zip(questions, facts, strict=True)],
+        runs=comparison.runs,
+        skipped=comparison.skipped,
+        repeat=[_command(data, model, probe, control, minutes, method, seed)],
+        environment=f"{Path(source).name}, {environment['cpu']}, torch {environment['packages']['torch']}",
+    )
+    path = render_comparison(page, output)
+    if json:
+        print_json(page.model_dump(mode="json"))
+    else:
+        _print(page)
+        say(f"\n{page.verdict}\n\n{path}")
+
+
+def _probes(specs: list[str] | None) -> list[AnyProbe]:
+    from importlib.resources import as_file, files
+
+    from memgraft.probes import DriftProbe, QAProbe, load_probe
+
+    if specs is None:
+        with as_file(files("memgraft.demo")) as folder:
+            questions, prose = load_probe(f"qa:{folder / 'common.jsonl'}"), load_probe(f"text:{folder / 'prose.txt'}")
+        assert isinstance(questions, QAProbe)
+        assert not isinstance(prose, DriftProbe)
+        return [questions, prose]
+    probes: list[AnyProbe] = []
+    for spec in specs:
+        probe = load_probe(spec)
+        if isinstance(probe, DriftProbe):
+            raise DataError(f"{spec}: a comparison has no drift probes; give the text as text:FILE")
+        probes.append(probe)
+    return probes
+
+
+def _command(
+    data: Path, model: str | None, probe: list[str] | None, control: Path | None, minutes: float, method: list[str] | None, seed: int
+) -> str:
+    import shlex
+
+    given: list[tuple[str, Any]] = [("--model", model), ("--control", control), *(("--probe", each) for each in probe or ())]
+    given += [("--method", each) for each in method or ()]
+    words = [word for option, value in given if value is not None for word in (option, str(value))]
+    return shlex.join(["memgraft", "compare", str(data), *words, "--minutes", f"{minutes:g}", "--seed", str(seed)])
+
+
+def _print(page: ComparisonPage) -> None:
+    columns = ("method", "settings", "learned F1", page.measure, "CPU s")
+    rows = [(p.method, p.label, f"{p.learned:.3f}", f"{p.forgotten:+.4f}", p.seconds) for p in page.points]
+    print_table(columns, rows, numbers=columns[2:])

@@ -1,0 +1,128 @@
+"""The memory and its rivals on a user's own facts and probes, within a time budget."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from memgraft.comparison.measuring import AnyProbe, Measured, numbers
+from memgraft.comparison.methods import AnyMethod, Base, described, settings
+from memgraft.comparison.runs import append_run, environment, read_runs, run_id
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED
+from memgraft.comparison.workshop import Lesson, Workshop
+from memgraft.data import ExampleSet
+from memgraft.errors import DataError
+from memgraft.examples import Fact
+from memgraft.probes import QAProbe, QuestionRow, measure
+
+OnRun = Callable[[str], None]  # what is run now
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """All runs of a comparison, and the settings that there was no time for."""
+
+    facts: tuple[Fact, ...]
+    runs: tuple[dict[str, Any], ...]
+    skipped: tuple[tuple[str, str], ...]  # method, settings
+
+
+def facts_of(examples: ExampleSet, what: str = "compare") -> tuple[Fact, ...]:
+    """The facts of a file. Raises DataError for other examples: what was learned of them can't be asked."""
+    other = next((example for example in examples.examples if not isinstance(example, Fact)), None)
+    if other is not None:
+        raise DataError(f"{examples.path}:{other.line}: {what} needs facts to ask for: expected question and answers")
+    return tuple(example for example in examples.examples if isinstance(example, Fact))
+
+
+def asked(name: str, facts: Sequence[Fact]) -> QAProbe:
+    """One question a fact, in a wording that is not taught where the fact has one, in the frame kept for testing."""
+    rows = [QuestionRow(question=fact.held_out[0] if fact.held_out else fact.question, answers=fact.answers) for fact in facts]
+    return QAProbe(name=name, questions=tuple(rows))
+
+
+def run_comparison(
+    workshop: Workshop,
+    facts: Sequence[Fact],
+    probes: Sequence[AnyProbe],
+    methods: Mapping[str, Sequence[AnyMethod]],
+    *,
+    runs_path: Path,
+    identity: Mapping[str, Any],
+    seconds: float,
+    controls: Sequence[Fact] = (),
+    wordings: int = 8,
+    seed: int = 0,
+    on_run: OnRun = lambda what: None,
+) -> Comparison:
+    """Teaches and measures one setting after the other while there is time; each run is a line on disk as soon as it is done.
+
+    The base and the first setting of each method come first. A further run starts only if one of its method, as long as the
+    earlier ones, would still end in time; runs that are on disk already cost nothing.
+
+    Args:
+        identity: what else shapes the figures (model, data), part of each run's id.
+        seconds: wall time for all runs of this call; the base and the first method are always run.
+    """
+    start = time.monotonic()
+    passes = max((getattr(method, "passes", 1) for each in methods.values() for method in each), default=1)
+    lesson = Lesson(facts, workshop.prepare(facts, passes=passes, wordings=wordings, seed=seed), seed)
+    measured: list[AnyProbe] = [asked(LEARNED, facts), *([asked(CONTROL, controls)] if controls else []), *probes]
+    names = [probe.name for probe in measured]
+    if len(set(names)) < len(names):
+        raise DataError(
+            f"two probes have one name: {', '.join(sorted({name for name in names if names.count(name) > 1}))}; rename the file"
+        )
+    shared = {
+        **identity,
+        "seed": seed,
+        "wordings": wordings,
+        "passes": passes,
+        "probes": [probe.model_dump(mode="json") for probe in measured],
+    }
+    known = read_runs(runs_path)
+    runs: list[dict[str, Any]] = []
+    skipped: list[tuple[str, str]] = []
+    took: dict[str, list[float]] = {}
+    for name, method in in_turns(methods):
+        id = run_id({**shared, "method": name, "settings": settings(method)})
+        if id not in known:
+            earlier = took.get(name) or [fmean(each) for each in took.values()]
+            expected = fmean(earlier) if earlier else 0.0
+            if len(runs) > 1 and time.monotonic() - start + expected > seconds:
+                skipped.append((name, described(method)))
+                continue
+            on_run(f"{name} {described(method)}".strip())
+            begun = time.monotonic()
+            known[id] = {"id": id, **_run(workshop, name, method, lesson, measured), "environment": environment(workshop.base.device)}
+            append_run(runs_path, known[id])
+            if name != BASE:
+                took.setdefault(name, []).append(time.monotonic() - begun)
+        runs.append(known[id])
+    return Comparison(tuple(facts), tuple(runs), tuple(skipped))
+
+
+def in_turns(methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[tuple[str, AnyMethod]]:
+    """The base, then the first setting of each method, the second of each, and so on."""
+    yield BASE, Base()
+    for turn in range(max(map(len, methods.values()), default=0)):
+        for name, each in methods.items():
+            if turn < len(each):
+                yield name, each[turn]
+
+
+def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe]) -> dict[str, Any]:
+    scores: dict[str, Measured] = {}
+    answers: list[str] = []
+    with workshop.taught(method, lesson) as taught:
+        for probe in probes:
+            result = measure(probe, taught.model, workshop.tokenizer, context=taught.context)
+            scores[probe.name] = numbers(result)
+            if probe.name == LEARNED:
+                answers = [str(outcome["prediction"]) for outcome in result.outcomes]
+    run = {"method": name, "settings": settings(method), "seed": lesson.seed, "facts": len(lesson.facts)}
+    return {**run, **taught.costs(), "answers": answers, "scores": scores}

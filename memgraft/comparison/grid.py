@@ -1,0 +1,70 @@
+"""Settings of each method, from cautious to bold: what a comparison tries where nothing else is asked for."""
+
+from __future__ import annotations
+
+from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval, SHiRA
+from memgraft.comparison.methods import AnyMethod, Memory
+from memgraft.teaching import Recipe
+from memgraft.writers import LeastInterference
+
+ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+def memory(passes: int = 14, rows: int | None = 300, max_step: float = 0.12, threshold: float = 0.07) -> Memory:
+    """The package's own way to teach."""
+    return Memory(recipe=Recipe(passes=passes, rows=rows, writer=LeastInterference(max_step=max_step)), threshold=threshold)
+
+
+def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
+    """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept and every read added."""
+    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "writer": {"name": "sgd", "learning_rate": lr}}
+    return Memory(recipe=Recipe.model_validate(chosen), threshold=0.0)
+
+
+def grid() -> dict[str, list[AnyMethod]]:
+    """Six settings a method, from cautious to bold; the optimizer is one of the things tuned."""
+    return {
+        "memory": [memory(), memory(threshold=0.1), memory(max_step=0.18), memory(passes=7), memory(rows=100), memory(rows=None)],
+        "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
+        "lora": [
+            LoRA(optimizer=AdamW(lr=2e-4), passes=4),
+            LoRA(optimizer=AdamW(lr=5e-5), passes=6),
+            LoRA(optimizer=AdamW(lr=5e-4), passes=2),
+            LoRA(optimizer=AdamW(lr=1e-4), rank=128, alpha=128, passes=4),
+            LoRA(optimizer=AdamW(lr=2e-4), targets=ATTENTION, passes=4),
+            LoRA(optimizer=SGD(lr=0.1), passes=4),
+        ],
+        "lora + replay": [
+            LoRA(optimizer=AdamW(lr=2e-4), passes=4, replay=2),
+            LoRA(optimizer=AdamW(lr=5e-5), passes=6, replay=2),
+            LoRA(optimizer=AdamW(lr=5e-4), passes=2, replay=2),
+            LoRA(optimizer=AdamW(lr=2e-4), passes=4, replay=6),
+            LoRA(optimizer=AdamW(lr=1e-4), rank=128, alpha=128, passes=4, replay=2),
+            LoRA(optimizer=SGD(lr=0.1), passes=4, replay=2),
+        ],
+        "full": [
+            Full(optimizer=AdamW(lr=2e-5), passes=3),
+            Full(optimizer=AdamW(lr=5e-6), passes=4),
+            Full(optimizer=AdamW(lr=1e-5), passes=3),
+            Full(optimizer=AdamW(lr=5e-5), passes=2),
+            Full(optimizer=SGD(lr=0.01), passes=4),
+            Full(optimizer=SGD(lr=0.05), passes=4),
+        ],
+        "osf": [
+            OSF(optimizer=AdamW(lr=2e-5, weight_decay=0), passes=4),
+            OSF(optimizer=AdamW(lr=1e-4, weight_decay=0), passes=3),
+            OSF(optimizer=AdamW(lr=5e-5, weight_decay=0), preserved=0.8, passes=4),
+            OSF(optimizer=AdamW(lr=5e-5, weight_decay=0), preserved=0.2, passes=4),
+            OSF(optimizer=SGD(lr=0.01), passes=4),
+            OSF(optimizer=SGD(lr=0.1), passes=4),
+        ],
+        "shira": [
+            SHiRA(optimizer=AdamW(lr=1e-3), passes=4),
+            SHiRA(optimizer=AdamW(lr=3e-4), passes=4),
+            SHiRA(optimizer=AdamW(lr=3e-3), passes=3),
+            SHiRA(optimizer=AdamW(lr=1e-3), rank=64, passes=4),
+            SHiRA(optimizer=SGD(lr=1.0), passes=4),
+            SHiRA(optimizer=SGD(lr=10.0), passes=4),
+        ],
+        "retrieval": [Retrieval(passages=1), Retrieval(passages=3)],
+    }

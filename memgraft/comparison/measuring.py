@@ -1,0 +1,57 @@
+"""Probes of a comparison as numbers, item by item, and the base's share of them, measured once."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memgraft.comparison.runs import run_id
+from memgraft.probes import AnswerNLLProbe, ChoiceProbe, QAProbe, TextProbe, measure
+from memgraft.probes.scores import Scores
+
+Measured = dict[str, Any]  # metric, values and, where items weigh differently, weights
+AnyProbe = QAProbe | AnswerNLLProbe | ChoiceProbe | TextProbe
+
+
+def measure_all(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    probes: Sequence[AnyProbe],
+    context: Callable[[str], str] | None = None,
+) -> dict[str, Measured]:
+    """Scores per probe, item by item, as JSON: numbers only, nothing of a data set's text."""
+    return {probe.name: numbers(measure(probe, model, tokenizer, context=context)) for probe in probes}
+
+
+def numbers(scores: Scores) -> Measured:
+    """A probe's scores as JSON."""
+    result: Measured = {"metric": scores.metric, "values": list(scores.values)}
+    if scores.weights is not None:
+        return {**result, "weights": list(scores.weights)}
+    result["values"] = [round(value, 6) for value in scores.values]
+    if scores.outcomes and "exact match" in scores.outcomes[0]:
+        result["exact_match"] = [outcome["exact match"] for outcome in scores.outcomes]
+    return result
+
+
+class BaseScores:
+    """What the untouched base scores on probes, kept in a file so that it is measured once for all runs."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], measure_probe: Callable[[AnyProbe], Measured]) -> None:
+        self._path, self._identity, self._measure = path, identity, measure_probe
+        self._kept: dict[str, Measured] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+    def of(self, probe: AnyProbe) -> Measured:
+        """The base's scores on a probe."""
+        key = run_id({**self._identity, "probe": probe.model_dump(mode="json")})
+        if key not in self._kept:
+            self._kept[key] = self._measure(probe)
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial = self._path.with_suffix(".partial")
+            partial.write_text(json.dumps(self._kept) + "\n", encoding="utf-8")
+            partial.replace(self._path)
+        return self._kept[key]

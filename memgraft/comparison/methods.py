@@ -1,0 +1,89 @@
+"""The ways to teach that are compared: the memory, its rivals, and the untouched base, each with its settings."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter
+
+from memgraft.baselines import OSF, Full, LoRA, Retrieval, SHiRA
+from memgraft.config import Config, MemoryConfig
+from memgraft.teaching import Recipe
+
+
+class Base(Config):
+    """The untouched base model."""
+
+    method: Literal["base"] = "base"
+
+
+class Memory(Config):
+    """Sparse memory writes."""
+
+    method: Literal["memory"] = "memory"
+    recipe: Recipe = Field(default_factory=Recipe, description="how it is taught; its seed is the run's")
+    background: str = Field("self-written", description="text that usage is counted on, by name")
+    slots: int = Field(2**16, gt=0, description="slots of each value table")
+    threshold: float = Field(MemoryConfig.model_fields["threshold"].default, ge=0, description="reads no longer than this add nothing")
+
+    @property
+    def passes(self) -> int:
+        """Times that every batch is seen."""
+        return self.recipe.passes
+
+
+Method = Annotated[Base | Memory | LoRA | Full | OSF | SHiRA | Retrieval, Field(discriminator="method")]
+AnyMethod = Base | Memory | LoRA | Full | OSF | SHiRA | Retrieval
+_METHODS: TypeAdapter[AnyMethod] = TypeAdapter(Method)
+
+
+def settings(method: AnyMethod) -> dict[str, Any]:
+    """A method as JSON, defaults included: a run made with other ones is another run."""
+    return method.model_dump(mode="json")
+
+
+def method_of(values: dict[str, Any]) -> AnyMethod:
+    """The inverse of `settings`."""
+    return _METHODS.validate_python(values)
+
+
+def family(method: AnyMethod) -> str:
+    """The name under which the settings of a method form one front."""
+    if isinstance(method, Memory):
+        plain = method.recipe.writer.name == "least-interference"
+        return "memory" if plain else f"memory ({method.recipe.ranking}, {method.recipe.writer.name})"
+    if isinstance(method, Base | Retrieval):
+        return method.method
+    return method.method + (" + replay" if method.replay else "")
+
+
+def described(method: AnyMethod) -> str:
+    """The settings that set a method apart, in a few words."""
+    if isinstance(method, Memory):
+        recipe, writer = method.recipe, method.recipe.writer
+        parts = [recipe.ranking, f"t {recipe.t or 'all'}", writer.name, f"lr {writer.learning_rate:g}"]
+        if writer.name == "least-interference":
+            parts.append(f"μ {writer.background_weight:g}")
+            parts.append(f"step {writer.max_step:g}" if writer.max_step else "any step")
+        if recipe.rows:
+            parts.append(f"{recipe.rows} rows a fact")
+        if method.threshold:
+            parts.append(f"threshold {method.threshold:g}")
+        if method.background != "self-written":
+            parts.append(f"background {method.background}")
+        return ", ".join([*parts, f"{recipe.passes} passes"])
+    if isinstance(method, Retrieval):
+        return f"{method.passages} passages"
+    if isinstance(method, Base):
+        return ""
+    optimizer = method.optimizer
+    parts = [f"{optimizer.name} lr {optimizer.lr:g}", f"{method.passes} passes"]
+    if isinstance(method, LoRA):
+        parts.insert(0, f"r {method.rank}, α {method.alpha:g}" + ("" if method.targets == "all-linear" else ", attention"))
+    if isinstance(method, SHiRA):
+        parts.insert(0, f"r {method.rank}")
+    if isinstance(method, OSF):
+        parts.insert(0, f"{method.preserved:.0%} preserved")
+    if method.replay:
+        parts.append(f"{method.replay} documents a step")
+    return ", ".join(parts)

@@ -1,0 +1,78 @@
+"""Frozen hidden states kept over runs: whatever the memory holds, the blocks below its first layer compute the same.
+
+Settings of the memory are tried on the same batches again and again; within `cached_prefixes` a pass over token ids that were
+seen before starts at the first memory layer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from memgraft.blocks import can_start_at, hidden_states_of, starting_at
+from memgraft.grafted import GraftedModel
+
+
+@contextmanager
+def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Tensor], limit: int) -> Iterator[None]:
+    """Within, passes without a cache of keys and values look up, and keep, the states that enter the first memory layer.
+
+    Args:
+        kept: states by input, filled up to `limit` bytes; shared by runs on the same base model. Where a model can't start at a
+            block, nothing is kept.
+    """
+    layer = grafted.config.layers[0]
+    with grafted.without_memory():
+        usable = layer > 0 and can_start_at(grafted.base, grafted.blocks, layer)
+    if not usable:
+        yield
+        return
+    current = ExitStack()
+    key: bytes | None = None
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal key
+        key = _key(kwargs, layer)
+        if key is not None and key in kept:
+            current.enter_context(starting_at(grafted.blocks, layer, kept[key].to(grafted.device)))
+            key = None
+
+    def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal key
+        if key is not None:
+            states = hidden_states_of(args, kwargs).detach().cpu()
+            if states.nbytes + sum(other.nbytes for other in kept.values()) <= limit:
+                kept[key] = states.clone()
+            key = None
+
+    def leave(*_: Any) -> None:
+        current.close()
+
+    handles = [
+        grafted.base.register_forward_pre_hook(enter, with_kwargs=True),
+        # Before the memory adds to the states.
+        grafted.blocks[layer].register_forward_pre_hook(keep, with_kwargs=True, prepend=True),
+        grafted.base.register_forward_hook(leave, always_call=True),  # also where a pass is cut short
+    ]
+    try:
+        yield
+    finally:
+        current.close()
+        for handle in handles:
+            handle.remove()
+
+
+def _key(kwargs: dict[str, Any], layer: int) -> bytes | None:
+    """What the states depend on; None for a pass that is not about whole sequences, or not all of whose inputs are known."""
+    if kwargs.get("use_cache") is not False or kwargs.keys() - {"input_ids", "attention_mask", "use_cache"}:
+        return None
+    ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
+    digest = hashlib.sha256(f"{layer}|{tuple(ids.shape)}".encode())
+    digest.update(ids.cpu().numpy().tobytes())
+    if mask is not None:
+        digest.update(mask.cpu().to(dtype=ids.dtype).numpy().tobytes())
+    return digest.digest()

@@ -1,0 +1,212 @@
+"""From runs to a summary: means over seeds, each method's fronts, and every rival's forgetting where it learned as much as the memory."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memgraft.comparison.fronts import Outcome, at_equal_learning, front
+from memgraft.comparison.methods import described, method_of
+from memgraft.probes import Interval, mean_interval, paired_bootstrap
+
+Run = Mapping[str, Any]
+Vector = NDArray[np.float64]
+
+LEARNED, CONTROL = "learned", "control"
+MEMORY, BASE = "memory", "base"
+# What is judged: pooled probes by their metric. The first is the paper's headline, a relative drop of F1.
+POOLED = {"qa_f1": "F1", "answer_nll": "answer NLL", "text_nll": "text NLL"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One method with one set of settings: its runs, one a seed."""
+
+    method: str
+    settings: Mapping[str, Any]
+    runs: tuple[Run, ...]
+
+    def items(self, probe: str) -> Vector:
+        """Values of a probe's items. Items that all seeds share are averaged over them; facts differ by seed and are put in a row."""
+        values = [np.asarray(run["scores"][probe]["values"], dtype=np.float64) for run in self.runs]
+        return np.concatenate(values) if probe in (LEARNED, CONTROL) else np.mean(values, axis=0)
+
+    @property
+    def learned(self) -> float:
+        """Mean F1 on the taught facts."""
+        return float(self.items(LEARNED).mean())
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Probes of one metric, their items put in a row."""
+
+    metric: str
+    probes: tuple[str, ...]
+    base: Vector
+    weights: Vector
+
+    def of(self, setting: Setting) -> Vector:
+        """A setting's values of all items."""
+        return np.concatenate([setting.items(probe) for probe in self.probes])
+
+    def forgotten(self, values: Vector) -> float:
+        """F1: drop relative to the base's; NLL: rise in nats."""
+        if self.metric == "F1":
+            before = float(self.weights @ self.base)
+            return (before - float(self.weights @ values)) / before if before else 0.0
+        return float(self.weights @ (values - self.base) / self.weights.sum())
+
+    def interval(self, values: Vector) -> dict[str, Any]:
+        """`forgotten` with its paired bootstrap interval."""
+        if self.metric != "F1":
+            return fields(paired_bootstrap(self.base.tolist(), values.tolist(), self.weights.tolist()))
+        estimate = self.forgotten(values)
+        drawn = np.random.default_rng(0).integers(len(values), size=(4000, len(values)))
+        before, after = (self.base * self.weights)[drawn].sum(1), (values * self.weights)[drawn].sum(1)
+        drops = (before[before > 0] - after[before > 0]) / before[before > 0]
+        low, high = np.quantile(drops, [0.025, 0.975]) if len(drops) else (estimate, estimate)
+        return {"mean": round(estimate, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": len(values)}
+
+
+def grouped(runs: Sequence[Run]) -> list[Setting]:
+    """Runs by method and settings, in the order of their first run."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(repr((run["method"], sorted(run["settings"].items(), key=lambda item: item[0]))), []).append(run)
+    return [Setting(group[0]["method"], group[0]["settings"], tuple(sorted(group, key=lambda r: r["seed"]))) for group in groups.values()]
+
+
+def pools(base: Setting) -> dict[str, Pool]:
+    """The pooled probes that the base was measured on."""
+    scores = base.runs[0]["scores"]
+    found = {}
+    for name, metric in POOLED.items():
+        probes = tuple(probe for probe in scores if scores[probe]["metric"] == metric and probe not in (LEARNED, CONTROL))
+        if probes:
+            weights = [np.asarray(scores[probe].get("weights") or [1.0] * len(scores[probe]["values"])) for probe in probes]
+            found[name] = Pool(metric, probes, np.concatenate([base.items(probe) for probe in probes]), np.concatenate(weights))
+    return found
+
+
+def balance(setting: Setting, pooled: Mapping[str, Pool]) -> float:
+    """By which a winner is chosen: learned F1 × exp(−rise of the text NLL), or of the answers' where no text is probed."""
+    pool = pooled.get("text_nll") or pooled.get("answer_nll")
+    rise = max(0.0, pool.forgotten(pool.of(setting))) if pool else 0.0
+    return setting.learned * math.exp(-rise)
+
+
+def fronts_of(settings: Sequence[Setting], pool: Pool) -> dict[str, list[Outcome[Setting]]]:
+    """Each method's front under one pool, the base left out."""
+    outcomes: dict[str, list[Outcome[Setting]]] = {}
+    for setting in settings:
+        if setting.method != BASE:
+            outcomes.setdefault(setting.method, []).append(Outcome(setting.learned, pool.forgotten(pool.of(setting)), setting))
+    return {method: front(group) for method, group in outcomes.items()}
+
+
+def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+    """Settings with means and intervals, fronts, and the rivals at the memory's learning. Empty without a run of the base.
+
+    Args:
+        runs: of one split, the base's among them.
+    """
+    settings = grouped(runs)
+    base = next((setting for setting in settings if setting.method == BASE), None)
+    if base is None:
+        return {}
+    pooled = pools(base)
+    fronts = {name: fronts_of(settings, pool) for name, pool in pooled.items()}
+    return {
+        "settings": [setting_summary(setting, base, pooled) for setting in settings],
+        "fronts": {
+            name: {method: [point(outcome) for outcome in outcomes] for method, outcomes in methods.items()}
+            for name, methods in fronts.items()
+        },
+        "at_equal_learning": equal_learning(settings, pooled, fronts),
+    }
+
+
+def point(outcome: Outcome[Setting]) -> dict[str, Any]:
+    """One point of a front."""
+    return {
+        "settings": dict(outcome.of.settings),
+        "label": described(method_of(dict(outcome.of.settings))),
+        "learned_f1": round(outcome.learned, 6),
+        "forgotten": round(outcome.forgotten, 6),
+    }
+
+
+def setting_summary(setting: Setting, base: Setting, pooled: Mapping[str, Pool]) -> dict[str, Any]:
+    """Means and intervals of a setting over its seeds."""
+    scores = setting.runs[0]["scores"]
+    learned = setting.items(LEARNED)
+    summary: dict[str, Any] = {
+        "method": setting.method,
+        "label": described(method_of(dict(setting.settings))),
+        "settings": dict(setting.settings),
+        "seeds": [run["seed"] for run in setting.runs],
+        "learned_f1": fields(mean_interval(learned.tolist())),
+        "balance": round(balance(setting, pooled), 6),
+    }
+    if CONTROL in scores:
+        control = setting.items(CONTROL)
+        summary["control_f1"] = fields(mean_interval(control.tolist()))
+        summary["net_f1"] = fields(mean_interval((learned - control).tolist())) if len(control) == len(learned) else None
+    summary["probes"] = {}
+    for probe in scores:
+        if probe not in (LEARNED, CONTROL):
+            weights = scores[probe].get("weights")
+            before, after = base.items(probe), setting.items(probe)
+            summary["probes"][probe] = {
+                "metric": scores[probe]["metric"],
+                "before": round(mean_interval(before.tolist(), weights, resamples=1).estimate, 6),
+                "after": round(mean_interval(after.tolist(), weights, resamples=1).estimate, 6),
+                "change": fields(paired_bootstrap(before.tolist(), after.tolist(), weights)),
+            }
+    summary["forgotten"] = {name: pool.interval(pool.of(setting)) for name, pool in pooled.items()}
+    for cost in ("seconds", "setup_seconds", "peak_bytes", "bytes", "rows", "rows_per_fact"):
+        values = [run[cost] for run in setting.runs if run.get(cost) is not None]
+        summary[cost] = round(fmean(values), 3) if values else None
+    return summary
+
+
+def equal_learning(
+    settings: Sequence[Setting], pooled: Mapping[str, Pool], fronts: Mapping[str, Mapping[str, list[Outcome[Setting]]]]
+) -> dict[str, Any]:
+    """Each rival's forgetting, beside the memory's, at the learned F1 of the memory's winner."""
+    own = [setting for setting in settings if setting.method == MEMORY]
+    if not own:
+        return {}
+    winner = max(own, key=lambda setting: balance(setting, pooled))
+    result: dict[str, Any] = {"learned_f1": round(winner.learned, 6), "memory": dict(winner.settings), "rivals": {}}
+    for name, pool in pooled.items():
+        memory = pool.of(winner)
+        result.setdefault("forgotten", {})[name] = pool.interval(memory)
+        for method, outcomes in fronts[name].items():
+            if method == MEMORY:
+                continue
+            equal = at_equal_learning(outcomes, winner.learned)
+            values = (1 - equal.share) * pool.of(equal.lower) + equal.share * pool.of(equal.upper)
+            learned = (1 - equal.share) * equal.lower.learned + equal.share * equal.upper.learned
+            difference = paired_bootstrap(memory.tolist(), values.tolist(), pool.weights.tolist())
+            result["rivals"].setdefault(method, {})[name] = {
+                "reached": equal.reached,
+                "learned_f1": round(learned, 6),
+                "between": [described(method_of(dict(each.settings))) for each in (equal.lower, equal.upper)],
+                "forgotten": pool.interval(values),
+                "mean_minus_memory": fields(difference),
+            }
+    return result
+
+
+def fields(interval: Interval) -> dict[str, Any]:
+    """An interval as JSON."""
+    bounds = {name: None if bound is None else round(bound, 6) for name, bound in (("low", interval.low), ("high", interval.high))}
+    return {"mean": round(interval.estimate, 6), **bounds, "n": interval.n}

@@ -1,0 +1,290 @@
+"""Where methods teach: one base model, brought back bit for bit after each, and one background for all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memgraft.background import documents, write_background
+from memgraft.baselines import Retrieval
+from memgraft.baselines.retrieval import passages_of
+from memgraft.commits import Rows, sum_rows
+from memgraft.comparison.methods import AnyMethod, Base, Memory
+from memgraft.comparison.peak import peak_memory
+from memgraft.comparison.prefixes import cached_prefixes
+from memgraft.encoding import TokenBatch
+from memgraft.errors import MemgraftError
+from memgraft.examples import Fact
+from memgraft.grafted import GraftedModel
+from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DOCUMENT_TOKENS, graft
+from memgraft.learning import prepare
+from memgraft.probes.language_model import context_length
+from memgraft.teaching import Recipe, teach
+from memgraft.usage import merge_taught
+
+Progress = Callable[[str, int, int], None]  # (stage, done, total)
+OnStep = Callable[[PreTrainedModel, int, int, int | None], None]  # (model as taught so far, steps done, in all, rows so far)
+SELF_WRITTEN = "self-written"
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What every method is taught."""
+
+    facts: Sequence[Fact]
+    batches: Sequence[TokenBatch]  # one a fact, a round of wordings for each pass
+    seed: int  # of the order of the batches and of new weights
+    in_order: bool = False  # a stream: each fact has all its passes before the next one comes
+
+
+@dataclass(frozen=True)
+class Taught:
+    """A taught model, ready to be measured, and what teaching it cost."""
+
+    model: PreTrainedModel
+    seconds: float  # CPU seconds of teaching, so that a busy machine does not count
+    setup_seconds: float = 0.0  # grafting, calibrating: once per model, not per lesson
+    bytes: int = 0  # of what was learned
+    rows: int | None = None  # memory rows that differ from zero, over all tables
+    rows_per_fact: float | None = None
+    losses: tuple[float, ...] = ()  # mean over the facts, for each pass
+    peak_bytes: int | None = None
+    context: Callable[[str], str] | None = field(default=None, compare=False)  # what stands before a question, for retrieval
+
+    def costs(self) -> dict[str, Any]:
+        """Everything but the model, as JSON."""
+        return {
+            "setup_seconds": round(self.setup_seconds, 3),
+            "seconds": round(self.seconds, 3),
+            "bytes": self.bytes,
+            "rows": self.rows,
+            "rows_per_fact": self.rows_per_fact,
+            "losses": [round(loss, 6) for loss in self.losses],
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+class Workshop:
+    """One base model and its background; `taught` teaches it in any method's way.
+
+    Args:
+        backgrounds: texts by name, beside the self-written one that is made when first needed.
+        background_tokens: how much of a background is used.
+        cache: folder where self-written text is kept between runs.
+        prefix_bytes: memory for frozen hidden states kept over runs.
+    """
+
+    def __init__(
+        self,
+        base: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        backgrounds: Mapping[str, Callable[[], list[str]]] | None = None,
+        background_tokens: int = DEFAULT_BACKGROUND_TOKENS,
+        cache: Path | None = None,
+        prefix_bytes: int = 2**32,
+        on_progress: Progress = lambda stage, done, total: None,
+    ) -> None:
+        self.base, self.tokenizer = base.requires_grad_(False), tokenizer
+        self.on_progress = on_progress
+        self.background_tokens = background_tokens
+        self._backgrounds = dict(backgrounds or {})
+        self._texts: dict[str, list[str]] = {}
+        self._cache = cache
+        self._grafted: tuple[tuple[str, int], GraftedModel, float] | None = None
+        self._prefixes: dict[bytes, Tensor] = {}
+        self._prefixes_of: Sequence[TokenBatch] = ()
+        self._prefix_bytes = prefix_bytes
+
+    def prepare(self, facts: Sequence[Fact], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
+        """One batch a fact, with a round of wordings for each of `passes`, the same for every method."""
+        recipe = Recipe(passes=passes, wordings=wordings, seed=seed)
+        return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20)
+
+    def background(self, name: str = SELF_WRITTEN) -> list[str]:
+        """The texts of a background. Raises MemgraftError for a name that is not known."""
+        if name not in self._texts:
+            if name == SELF_WRITTEN:
+                self._texts[name] = self._self_written()
+            elif name in self._backgrounds:
+                self._texts[name] = self._backgrounds[name]()
+            else:
+                raise MemgraftError(f"no background is called {name!r}: expected {', '.join([SELF_WRITTEN, *self._backgrounds])}")
+        return self._texts[name]
+
+    def _self_written(self) -> list[str]:
+        tokens = self.background_tokens
+        key = f"{self.base.config.name_or_path}|{self.base.dtype}|{tokens}|{DOCUMENT_TOKENS}"
+        path = self._cache and self._cache / f"background-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
+        if path and path.exists():
+            return list(json.loads(path.read_text(encoding="utf-8")))
+        with self._base_only():
+            texts = write_background(
+                self.base,
+                self.tokenizer,
+                tokens=tokens,
+                length=DOCUMENT_TOKENS,
+                on_progress=lambda done: self.on_progress("background", min(done, tokens), tokens),
+            )
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(texts), encoding="utf-8")
+            partial.replace(path)
+        return texts
+
+    def grafted(self, method: Memory) -> GraftedModel:
+        """The base with an empty memory of this method's background and size; the memory of another one is taken off."""
+        key = (method.background, method.slots)
+        if self._grafted is None or self._grafted[0] != key:
+            texts = self.background(method.background)
+            if self._grafted is not None:
+                self._grafted[1].detach()
+                self._grafted = None
+            start = time.process_time()
+            grafted = graft(
+                self.base,
+                self.tokenizer,
+                slots=method.slots,
+                background=texts,
+                background_tokens=self.background_tokens,
+                on_progress=self.on_progress,
+            )
+            self._grafted = (key, grafted, time.process_time() - start)
+        return self._grafted[1]
+
+    def _own(self, peak: int | None) -> int | None:
+        """A peak without the frozen states that only the comparison keeps, in main memory."""
+        kept = 0 if self.base.device.type == "cuda" else sum(states.nbytes for states in self._prefixes.values())
+        return None if peak is None else peak - kept
+
+    @contextmanager
+    def _base_only(self) -> Iterator[PreTrainedModel]:
+        with ExitStack() as stack:
+            if self._grafted is not None:
+                stack.enter_context(self._grafted[1].without_memory())
+            yield self.base
+
+    @contextmanager
+    def taught(self, method: AnyMethod, lesson: Lesson, on_step: OnStep | None = None) -> Iterator[Taught]:
+        """Within, the model taught in the method's way; afterwards the base is as before, bit for bit."""
+        if isinstance(method, Memory):
+            with self._taught_memory(method, lesson, on_step) as taught:
+                yield taught
+            return
+        with self._base_only():
+            if isinstance(method, Base):
+                yield Taught(self.base, 0.0)
+            elif isinstance(method, Retrieval):
+                passages = passages_of(lesson.facts)
+                start = time.process_time()
+                context = method.searcher(passages)
+                size = sum(len(passage.encode()) for passage in passages)
+                yield Taught(self.base, time.process_time() - start, bytes=size, context=context)
+            else:
+                texts = self.background() if method.replay else []
+                replayed = documents(texts, self.tokenizer, tokens=self.background_tokens, length=DOCUMENT_TOKENS)
+
+                def stepped(model: PreTrainedModel, done: int, total: int) -> None:
+                    if on_step is not None:
+                        on_step(model, done, total, None)
+
+                start = time.process_time()
+                with (
+                    peak_memory(self.base.device) as peak,
+                    method.taught(
+                        self.base, lesson.batches, seed=lesson.seed, background=replayed, in_order=lesson.in_order, on_step=stepped
+                    ) as run,
+                ):
+                    yield Taught(
+                        run.model,
+                        time.process_time() - start,
+                        bytes=run.bytes,
+                        losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
+                        peak_bytes=self._own(peak()),
+                    )
+
+    @contextmanager
+    def _taught_memory(self, method: Memory, lesson: Lesson, on_step: OnStep | None) -> Iterator[Taught]:
+        grafted = self.grafted(method)
+        for index in range(len(grafted.memories)):
+            grafted.layer(index).threshold = method.threshold
+        recipe = method.recipe.model_copy(update={"seed": lesson.seed})
+        if lesson.batches is not self._prefixes_of:
+            self._prefixes.clear()
+            self._prefixes_of = lesson.batches
+        grafted.assign_rows({})
+        try:
+            with peak_memory(grafted.device) as peak, cached_prefixes(grafted, self._prefixes, self._prefix_bytes):
+                start = time.process_time()
+                teach_lesson = _stream if lesson.in_order else _together
+                changes, losses = teach_lesson(grafted, lesson, recipe, on_step)
+                seconds, most = time.process_time() - start, peak()
+            assert self._grafted is not None
+            rows = sum(len(rows) for rows in changes.values())
+            yield Taught(
+                grafted.base,
+                seconds,
+                setup_seconds=self._grafted[2],
+                # fp32 values and an int64 slot id a row, as in a commit's file, without its header.
+                bytes=sum(rows.values.nbytes + rows.slots.nbytes for rows in changes.values()),
+                rows=rows,
+                rows_per_fact=rows / len(lesson.batches),
+                losses=losses,
+                peak_bytes=self._own(most),
+            )
+        finally:
+            grafted.assign_rows({})
+
+
+_Outcome = tuple[dict[str, Rows], tuple[float, ...]]  # changes, loss of each pass
+
+
+def _together(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnStep | None) -> _Outcome:
+    """All facts as one lesson."""
+
+    def stepped(step: Any) -> None:
+        if on_step is not None:
+            on_step(grafted.base, step.done, step.total, None)
+
+    result = teach(grafted, lesson.batches, recipe, grafted.usage, on_step=stepped)
+    return result.changes, tuple(_mean(losses) for losses in result.losses)
+
+
+def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnStep | None) -> _Outcome:
+    """Each fact as a lesson of its own, in order; the slots of earlier ones count as used."""
+    changes: dict[str, list[Rows]] = {name: [] for name in grafted.config.tables}
+    losses: list[list[float]] = []
+    for number, batch in enumerate(lesson.batches):
+        usage = {name: merge_taught(grafted.usage[name], [rows.slots for rows in parts]) for name, parts in changes.items()}
+        result = teach(grafted, [batch], recipe.model_copy(update={"seed": recipe.seed + number}), usage)
+        for name, rows in result.changes.items():
+            changes[name].append(rows)
+        losses.append([_mean(turn) for turn in result.losses])
+        if on_step is not None:
+            rows_so_far = sum(len(rows) for rows in grafted.rows().values())
+            on_step(grafted.base, (number + 1) * recipe.passes, len(lesson.batches) * recipe.passes, rows_so_far)
+    width = grafted.config.hidden_size
+    total = {name: sum_rows(parts, width) for name, parts in changes.items()}
+    return total, tuple(_mean(turn) for turn in zip(*losses, strict=False))
+
+
+def _mean(losses: Sequence[float]) -> float:
+    taught = [loss for loss in losses if loss == loss]  # NaN: skipped
+    return fmean(taught) if taught else 0.0
+
+
+def _per_pass(losses: Sequence[float], batches: int, in_order: bool) -> tuple[float, ...]:
+    passes = len(losses) // batches
+    parts = [losses[turn::passes] if in_order else losses[turn * batches : (turn + 1) * batches] for turn in range(passes)]
+    return tuple(fmean(part) for part in parts)

@@ -1,0 +1,47 @@
+"""Grafted models in lm-evaluation-harness, unchanged: as the model `memgraft` of its command line, or as an object.
+
+    python -m memgraft.lm_eval run --model memgraft --model_args store=STORE --tasks TASK
+    lm_eval.simple_evaluate(harness_model(grafted), tasks=[…])
+
+The harness runs the base model object, whose blocks carry the memory. Needs the extra `lm-eval`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from memgraft.errors import MemgraftError
+from memgraft.grafted import GraftedModel
+
+try:
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.huggingface import HFLM
+except ImportError as error:
+    raise MemgraftError("evaluating in the harness needs the package lm-eval: pip install 'memgraft[lm-eval]'") from error
+
+
+def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
+    """The grafted model, memory on, as the harness takes models.
+
+    Args:
+        settings: of `lm_eval.models.huggingface.HFLM`, such as `batch_size` or `add_bos_token`.
+    """
+    return HFLM(pretrained=grafted.base, tokenizer=grafted.tokenizer, device=str(grafted.device), **settings)
+
+
+@register_model("memgraft")
+class StoredModel(HFLM):  # type: ignore[misc]  # the harness has no type information
+    """A memory store as a model of the harness: `--model memgraft --model_args store=STORE[,base=MODEL]`."""
+
+    def __init__(self, store: str, base: str | None = None, **settings: Any) -> None:
+        from memgraft.persistence import load
+
+        self.grafted = load(store, model=base)
+        settings = {**settings, "device": str(self.grafted.device)}
+        super().__init__(pretrained=self.grafted.base, tokenizer=self.grafted.tokenizer, **settings)
+
+
+if __name__ == "__main__":
+    from lm_eval.__main__ import cli_evaluate
+
+    cli_evaluate()

@@ -1,0 +1,95 @@
+"""Summaries of runs with known numbers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from memgraft.baselines import AdamW, LoRA
+from memgraft.comparison.methods import AnyMethod, Base, Memory, described, family, method_of, settings
+from memgraft.comparison.summary import grouped, pools, summarise
+from memgraft.teaching import Recipe
+from memgraft.writers import SGD
+
+
+def run(
+    method: AnyMethod,
+    learned: list[float],
+    questions: list[float],
+    nll: list[float],
+    seed: int = 0,
+    control: float = 0.0,
+) -> dict[str, Any]:
+    return {
+        "method": family(method),
+        "settings": settings(method),
+        "seed": seed,
+        "scores": {
+            "learned": {"metric": "F1", "values": learned},
+            "control": {"metric": "F1", "values": [control, control]},
+            "webquestions": {"metric": "F1", "values": questions},
+            "wikitext": {"metric": "text NLL", "values": nll, "weights": [3.0, 1.0]},
+        },
+        "seconds": 10.0,
+        "bytes": 100,
+    }
+
+
+BASE = run(Base(), [0.0, 0.0], [1.0, 0.5, 0.5, 0.0], [3.0, 2.0])
+MEMORY = run(Memory(), [1.0, 0.2], [1.0, 0.5, 0.25, 0.0], [3.1, 2.0], control=0.1)
+LOW = run(LoRA(optimizer=AdamW(lr=1e-5)), [0.4, 0.4], [1.0, 0.5, 0.5, 0.0], [3.2, 2.0])
+HIGH = run(LoRA(optimizer=AdamW(lr=1e-3)), [0.8, 0.8], [0.0, 0.5, 0.5, 0.0], [4.0, 2.0])
+
+
+def test_f1_is_forgotten_relative_to_the_base_and_nll_in_nats() -> None:
+    memory = next(each for each in summarise([BASE, MEMORY])["settings"] if each["method"] == "memory")
+    assert memory["learned_f1"]["mean"] == pytest.approx(0.6)
+    assert memory["net_f1"]["mean"] == pytest.approx(0.5)
+    assert memory["forgotten"]["qa_f1"]["mean"] == pytest.approx(0.25 / 2)
+    assert memory["forgotten"]["text_nll"]["mean"] == pytest.approx(0.1 * 3 / 4)
+    assert memory["probes"]["webquestions"]["change"]["mean"] == pytest.approx(-0.25 / 4)
+
+
+def test_a_rival_is_weighted_between_the_settings_that_enclose_the_memorys_learning() -> None:
+    equal = summarise([BASE, MEMORY, LOW, HIGH])["at_equal_learning"]
+    assert equal["learned_f1"] == pytest.approx(0.6)
+    lora = equal["rivals"]["lora"]
+    assert lora["text_nll"]["reached"]
+    assert lora["text_nll"]["learned_f1"] == pytest.approx(0.6)
+    assert lora["text_nll"]["forgotten"]["mean"] == pytest.approx((0.2 + 1.0) / 2 * 3 / 4)
+    assert lora["qa_f1"]["forgotten"]["mean"] == pytest.approx(0.5 / 2)
+    assert lora["text_nll"]["mean_minus_memory"]["mean"] == pytest.approx((0.6 - 0.1) * 3 / 4)
+
+
+def test_a_rival_that_never_learns_as_much_is_marked() -> None:
+    lora = summarise([BASE, MEMORY, LOW])["at_equal_learning"]["rivals"]["lora"]["text_nll"]
+    assert not lora["reached"]
+    assert lora["learned_f1"] == pytest.approx(0.4)
+
+
+def test_seeds_are_averaged_per_probe_item_and_facts_are_put_in_a_row() -> None:
+    other = run(Memory(), [0.0, 0.0], [0.0, 0.5, 0.75, 0.0], [3.3, 2.0], seed=1)
+    (setting,) = grouped([MEMORY, other])
+    assert setting.items("webquestions").tolist() == [0.5, 0.5, 0.5, 0.0]
+    assert setting.items("learned").tolist() == [1.0, 0.2, 0.0, 0.0]
+    pool = pools(grouped([BASE])[0])["text_nll"]
+    assert pool.forgotten(pool.of(setting)) == pytest.approx(0.2 * 3 / 4)
+
+
+def test_without_the_base_there_is_nothing_to_say() -> None:
+    assert summarise([MEMORY]) == {}
+
+
+def test_methods_come_back_from_their_json_and_say_what_they_are() -> None:
+    papers = Memory(recipe=Recipe(writer=SGD(), t=500, rows=None, passes=6), threshold=0)
+    for method in (Base(), Memory(), papers, LoRA(replay=2)):
+        assert method_of(settings(method)) == method
+    assert [family(each) for each in (Memory(), papers, LoRA(), LoRA(replay=2))] == [
+        "memory",
+        "memory (tfidf, sgd)",
+        "lora",
+        "lora + replay",
+    ]
+    assert described(LoRA(replay=2)) == "r 16, α 32, adamw lr 0.0002, 4 passes, 2 documents a step"
+    assert described(papers) == "tfidf, t 500, sgd, lr 3, 6 passes"

@@ -1,0 +1,111 @@
+"""The workshop: every method leaves the base as it was, and what is kept over runs changes nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from memgraft.baselines import Full, LoRA, Retrieval
+from memgraft.comparison.methods import AnyMethod, Base, Memory
+from memgraft.comparison.peak import peak_memory
+from memgraft.comparison.workshop import Lesson, Workshop
+from memgraft.errors import MemgraftError
+from memgraft.examples import Fact
+from memgraft.teaching import Recipe
+from tests.models import tiny_model, tiny_tokenizer
+
+FACTS = [
+    Fact(line=i + 1, question=f"Who made {name}?", answers=(answer,)) for i, (name, answer) in enumerate([("Ox", "Ann"), ("Elm", "Bo")])
+]
+TEXTS = ["Some text that stands for all others, long enough to be cut.", "And a second one, about something else."] * 8
+MEMORY = Memory(recipe=Recipe(passes=2, wordings=3, t=50), slots=256)
+METHODS: dict[str, AnyMethod] = {
+    "base": Base(),
+    "memory": MEMORY,
+    "lora": LoRA(rank=2, passes=2),
+    "full": Full(passes=1),
+    "retrieval": Retrieval(),
+}
+IDS = torch.arange(1, 30)[None]
+
+
+@pytest.fixture
+def workshop() -> Workshop:
+    return Workshop(tiny_model(depth=3), tiny_tokenizer(), backgrounds={"own": lambda: TEXTS}, background_tokens=600)
+
+
+def lesson(workshop: Workshop, *, in_order: bool = False) -> Lesson:
+    return Lesson(FACTS, workshop.prepare(FACTS, passes=2, wordings=3, seed=0), 0, in_order)
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        result: torch.Tensor = model(input_ids=IDS).logits
+    return result
+
+
+def own(method: AnyMethod) -> AnyMethod:
+    return method.model_copy(update={"background": "own"}) if isinstance(method, Memory) else method
+
+
+@pytest.mark.parametrize("in_order", [False, True], ids=["together", "stream"])
+def test_every_method_teaches_and_leaves_the_base_bit_for_bit(workshop: Workshop, in_order: bool) -> None:
+    before = logits(workshop.base)
+    steps: list[tuple[int, int]] = []
+
+    def on_step(_: object, done: int, total: int, __: int | None) -> None:
+        steps.append((done, total))
+
+    for name, method in METHODS.items():
+        with workshop.taught(own(method), lesson(workshop, in_order=in_order), on_step) as taught:
+            assert torch.equal(logits(taught.model), before) == (name in ("base", "retrieval")), name
+            assert (taught.context is not None) == (name == "retrieval")
+            assert (taught.rows is not None) == (name == "memory")
+            if name not in ("base", "retrieval"):
+                assert steps[-1][0] == steps[-1][1]
+                assert len(taught.losses) == (1 if name == "full" else 2)
+        with workshop.taught(Base(), lesson(workshop)) as taught:
+            assert torch.equal(logits(taught.model), before), name
+
+
+def test_frozen_states_kept_over_runs_change_no_bit(workshop: Workshop) -> None:
+    def written(prefix_bytes: int, runs: int) -> list[float]:
+        shop = Workshop(
+            tiny_model(depth=3), tiny_tokenizer(), backgrounds={"own": lambda: TEXTS}, background_tokens=600, prefix_bytes=prefix_bytes
+        )
+        same = lesson(shop)
+        for _ in range(runs):
+            with shop.taught(own(MEMORY), same) as taught:
+                result = [*taught.losses, *logits(taught.model).flatten().tolist()]
+        assert bool(shop._prefixes) == bool(prefix_bytes)
+        return result
+
+    without = written(0, 1)
+    assert written(2**30, 1) == without
+    assert written(2**30, 2) == without, "a run on kept states differs"
+
+
+def test_an_unknown_background_is_named(workshop: Workshop) -> None:
+    with pytest.raises(MemgraftError, match="no background is called 'x': expected self-written, own"):
+        workshop.background("x")
+
+
+def test_self_written_text_is_kept_in_the_cache(tmp_path: Path) -> None:
+    first = Workshop(tiny_model(), tiny_tokenizer(), background_tokens=64, cache=tmp_path).background()
+    (path,) = tmp_path.iterdir()
+    path.write_text('["kept"]')
+    assert Workshop(tiny_model(), tiny_tokenizer(), background_tokens=64, cache=tmp_path).background() == ["kept"]
+    assert first != ["kept"]
+
+
+def test_peak_memory_sees_what_was_allocated() -> None:
+    with peak_memory(torch.device("cpu")) as peak:
+        before = peak()
+        block = torch.ones(64 * 2**20, dtype=torch.uint8)
+        after = peak()
+        del block
+    assert before is not None
+    assert after is not None
+    assert after - before > 48 * 2**20

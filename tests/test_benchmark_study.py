@@ -1,0 +1,185 @@
+"""The Pareto harness end to end on a tiny model: killed for real, it goes on where it was; and what keeps tests out of the lessons."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import core_sets, pareto
+from benchmarks.relations import facts_for, relations
+from benchmarks.results import results
+from benchmarks.settings import STUDIES
+from benchmarks.splits import check_unseen, overlapping, split_of
+from memgraft.comparison.methods import family
+from memgraft.encoding import TokenBatch
+from memgraft.errors import DataError
+from memgraft.examples import Fact
+from memgraft.probes import QuestionRow
+from tests.models import save_tiny_model, tiny_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+RELATIONS = ("P36", "P50")
+SHORT = {"max_position_embeddings": 16384, "hidden_size": 128, "num_key_value_heads": 4, "head_dim": 32, "intermediate_size": 160}
+
+
+def row(relation: str, subject: str, answer: str) -> dict[str, Any]:
+    return {"relation": relation, "question": relations()[relation].test.replace("{s}", subject), "answers": [answer]}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of the real one's shape, with made-up rows."""
+    folder = tmp_path_factory.mktemp("data")
+    facts = [row(relation, f"Subject {relation}{i}", f"Answer{i}") for relation in RELATIONS for i in range(40)]
+    files: dict[str, list[dict[str, Any]]] = {"facts/entityquestions.jsonl": facts}
+    for name in ("webquestions", "triviaqa", "popqa", "nq_open"):
+        files[f"probes/{name}.jsonl"] = [{"question": f"Which {name} {i}?", "answers": ["one"]} for i in range(4)]
+    files["probes/gsm8k.jsonl"] = [{"question": f"1 + {i}?", "answer": str(i + 1)} for i in range(4)]
+    for name, rows in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
+    (folder / "text").mkdir()
+    (folder / "text" / "wikitext2_test.txt").write_text("Some text that goes on for a while. " * 40, encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny", **SHORT)
+
+
+def command(data: Path, model: Path, output: Path, *more: str) -> list[str]:
+    own = ["--smoke", "--data", str(data), "--model", str(model), "-o", str(output), "--cache", str(output.parent / "cache")]
+    return [*own, "--methods", "memory", "lora", "retrieval", "--test-seeds", "1", "--background-tokens", "512", *more]
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model: Path, tmp_path: Path) -> None:
+    arguments = command(data, model, tmp_path / "pareto")
+    runs = tmp_path / "pareto" / "runs.jsonl"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.pareto", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    while process.poll() is None and len(lines(runs)) < 2:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = lines(runs)
+    assert len(before) >= 2
+    with runs.open("a", encoding="utf-8") as file:
+        file.write('{"id": "cut')  # as if killed in the middle of a line
+    assert pareto.main(arguments) == 0
+    after = lines(runs)
+    assert after[: len(before)] == before
+    assert len({run["id"] for run in after}) == len(after)
+    tuned = [(run["method"], run["split"]) for run in after]
+    assert tuned.count(("memory", "tuning")) == 2
+    assert {method for method, split in tuned if split == "test"} == {"base", "memory", "lora", "retrieval"}
+    fields = {"method", "settings", "split", "seed", "learned_f1", "control_f1", "probes", "rows", "bytes", "seconds", "peak_bytes"}
+    assert all(fields <= run.keys() for run in after)
+    assert all(probe.keys() == {"metric", "before", "after"} for run in after for probe in run["probes"].values())
+    summary = json.loads((tmp_path / "pareto" / "summary.json").read_text(encoding="utf-8"))
+    assert set(summary["test"]["fronts"]["text_nll"]) == {"memory", "lora", "retrieval"}
+    assert set(summary["test"]["at_equal_learning"]["rivals"]) == {"lora", "retrieval"}
+    stamp = runs.stat().st_mtime_ns
+    assert pareto.main(arguments) == 0
+    assert runs.stat().st_mtime_ns == stamp, "a finished study ran something again"
+    page = results(tmp_path)
+    assert "## Learning against forgetting" in page
+    assert "| memory |" in page
+    assert page.count("Not run yet.") == 5
+
+
+def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: Path) -> None:
+    assert pareto.main(command(data, model, tmp_path / "stream", "--study", "stream")) == 0
+    by_method = {run["method"]: run for run in lines(tmp_path / "stream" / "runs.jsonl")}
+    for method in ("memory", "lora"):
+        along = by_method[method]["along"]
+        assert [point["facts"] for point in along] == [1, 2, 4]
+        assert {"learned_f1", "earliest_f1", "webquestions", "wikitext", "rows"} <= along[0].keys()
+    rows = [point["rows"] for point in by_method["memory"]["along"]]
+    assert rows == sorted(rows)
+    assert rows[0] > 0
+    assert by_method["lora"]["along"][0]["rows"] is None
+
+
+def test_core_sets_are_what_all_sequences_read(data: Path, model: Path, tmp_path: Path) -> None:
+    arguments = [
+        "--data",
+        str(data),
+        "--model",
+        str(model),
+        "-o",
+        str(tmp_path / "core-sets"),
+        "--facts",
+        "2",
+        "--background-tokens",
+        "512",
+    ]
+    assert core_sets.main([*arguments, "--cache", str(tmp_path / "cache"), "--drawing", str(tmp_path / "tokens.html")]) == 0
+    runs = lines(tmp_path / "core-sets" / "runs.jsonl")
+    assert len(runs) == 2
+    assert all(run["core_slots"] <= min(run["wording_slots"] + [run["question_slots"]]) for run in runs)
+    assert "<span" in (tmp_path / "tokens.html").read_text(encoding="utf-8")
+
+    def reads(*slots: int) -> core_sets.TokenReads:
+        return core_sets.TokenReads(["a"], torch.tensor([[list(slots)]]), torch.tensor([[[0.1 * (i + 1) for i in range(len(slots))]]]))
+
+    assert core_sets.core_set([reads(1, 2, 3, 9), reads(9, 3, 4, 5), reads(3, 7, 8, 9)]).tolist() == [9, 3]
+    assert reads(3, 9).weight_on(torch.tensor([9])).tolist() == pytest.approx([2 / 3])
+
+
+def test_the_splits_share_no_subject_whatever_the_relation() -> None:
+    assert {split_of(row("P36", f"Place {i}", "x")) for i in range(20)} == {"tuning", "test"}
+    for i in range(20):
+        assert split_of(row("P36", f"Place {i}", "x")) == split_of(row("P131", f"Place {i}", "y"))
+
+
+def batch(text: str) -> TokenBatch:
+    ids = tiny_tokenizer()(text, return_tensors="pt").input_ids
+    return TokenBatch("fact", ids, torch.ones_like(ids).bool(), torch.ones_like(ids).bool())
+
+
+def test_a_taught_test_question_or_frame_is_found() -> None:
+    check_unseen([batch("Q: What is the chief town of Ruritania?\nA: Strelsau")], tiny_tokenizer(), ["What is the capital of Ruritania?"])
+    with pytest.raises(DataError, match="fact: a taught sequence has the test question"):
+        check_unseen([batch("what is the capital of ruritania... Strelsau")], tiny_tokenizer(), ["What is the capital of Ruritania?"])
+    with pytest.raises(DataError, match="fact: a taught sequence has the test's frame"):
+        check_unseen([batch("Question: Who?\nAnswer: I")], tiny_tokenizer(), [])
+
+
+def test_probe_rows_that_ask_for_a_taught_fact_are_found() -> None:
+    made = facts_for([row("P36", "Ruritania", "Strelsau")])[0]
+    fact = Fact(line=1, **{name: value for name, value in made.items() if name != "meta"})
+    asked = [("Which city rules Ruritania?", "Strelsau"), ("Which city rules Ruritania?", "Other"), ("Where is Strelsau?", "Strelsau")]
+    assert overlapping([fact], [QuestionRow(question=q, answers=(a,)) for q, a in asked]) == [0]
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_setting_of_a_study_is_another_one(study: str) -> None:
+    methods = STUDIES[study]()
+    for name, each in methods.items():
+        assert len({repr(method) for method in each}) == len(each), name
+    if study == "pareto":
+        assert all(family(method) == name for name, each in methods.items() for method in each)
+
+
+def test_an_unknown_method_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert pareto.main(["--data", str(data), "-o", str(tmp_path), "--methods", "ia3"]) == 1
+    assert "no method of the study pareto is called 'ia3': expected memory, " in capsys.readouterr().err
