@@ -73,7 +73,8 @@ def core_set(sequences: Sequence[TokenReads]) -> Tensor:
         shared = shared[torch.isin(shared, reads.slots)]
     last = sequences[-1]
     weight = torch.zeros(int(last.slots.max()) + 1).index_add_(0, last.slots.flatten(), last.weights.flatten())
-    return shared[weight[shared].argsort(descending=True, stable=True)]
+    ordered: Tensor = shared[weight[shared].argsort(descending=True, stable=True)]
+    return ordered
 
 
 def kept_only(rows: Rows, slots: Tensor) -> Rows:

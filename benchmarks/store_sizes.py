@@ -17,8 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks.reliability.world import MEMORY, World, random_lesson
-from benchmarks.runs import read_runs
 from memgraft.commits import Commit, Rows
+from memgraft.comparison.runs import read_runs
 from memgraft.store import MemoryStore, lessons
 from memgraft.store.folder import describe
 from memgraft.store.manifest import HistoryEntry, Manifest, changes_name, header_name, record_name

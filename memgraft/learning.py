@@ -61,8 +61,8 @@ def prepare(
                 if len(rounds) > turn:
                     continue
                 fresh = wordings(example, turn)  # at least one for each question and statement, which may be more than a round takes
-                parts = max(1, round(len(fresh) / recipe.wordings))
-                rounds += [tokens(fresh[part::parts], example.name) for part in range(parts)]
+                among = max(1, round(len(fresh) / recipe.wordings))
+                rounds += [tokens(fresh[first::among], example.name) for first in range(among)]
             return [replace(joined(rounds[: recipe.passes]), supersedes=example.supersedes)]
         if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
