@@ -68,12 +68,13 @@ def reads_of(grafted: GraftedModel, ids: Tensor) -> TokenReads:
 
 def core_set(sequences: Sequence[TokenReads]) -> Tensor:
     """Slots that all sequences read, those with most of the last sequence's read weight first."""
-    shared = sequences[0].slots.unique()
+    shared: Tensor = sequences[0].slots.unique()
     for reads in sequences[1:]:
         shared = shared[torch.isin(shared, reads.slots)]
     last = sequences[-1]
     weight = torch.zeros(int(last.slots.max()) + 1).index_add_(0, last.slots.flatten(), last.weights.flatten())
-    return shared[weight[shared].argsort(descending=True, stable=True)]
+    order: Tensor = weight[shared].argsort(descending=True, stable=True)
+    return shared[order]
 
 
 def kept_only(rows: Rows, slots: Tensor) -> Rows:
