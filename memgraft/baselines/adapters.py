@@ -40,10 +40,5 @@ def adapted(model: PreTrainedModel, config: Any, seed: int) -> Iterator[PeftMode
 
 @contextmanager
 def single_precision(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within, an fp32 copy, for methods that change the weights themselves: steps at usual rates vanish in bf16's eight bits.
-
-    The copy of a bf16 model computes in bf16 (autocast), as in common mixed-precision training.
-    """
-    twin = copy.deepcopy(model).float()
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype == torch.bfloat16):
-        yield twin
+    """Within, an fp32 copy, for methods that change the weights themselves: steps at usual rates vanish in bf16's eight bits."""
+    yield copy.deepcopy(model).float()

@@ -72,9 +72,20 @@ class Rival(Config):
                 if on_step is not None:
                     on_step(model, done, total)
 
-            losses = train(model, batches, self.optimizer, passes=self.passes, seed=seed, in_order=in_order, replay=replay, on_step=stepped)
+            # Mixed precision as is common: fp32 weights over a bf16 base compute in bf16.
+            autocast = torch.bfloat16 if base.dtype == torch.bfloat16 and model.dtype == torch.float32 else None
+            losses = train(
+                model,
+                batches,
+                self.optimizer,
+                passes=self.passes,
+                seed=seed,
+                in_order=in_order,
+                replay=replay,
+                autocast=autocast,
+                on_step=stepped,
+            )
             taught = self.finished(model)
             if taught.dtype != base.dtype:
                 torch.nn.Module.to(taught, base.dtype)  # transformers wraps .to() in a decorator that loses its type
-            with torch.autocast(base.device.type, enabled=False):
-                yield Trained(taught, losses, size)
+            yield Trained(taught, losses, size)

@@ -44,6 +44,7 @@ def train(
     seed: int = 0,
     in_order: bool = False,
     replay: Replay | None = None,
+    autocast: torch.dtype | None = None,
     on_step: OnStep | None = None,
 ) -> tuple[float, ...]:
     """Trains the weights that ask for gradients, and returns the loss before each step (mean NLL of the batch's targets, nats).
@@ -53,6 +54,7 @@ def train(
         seed: of the order of the batches.
         in_order: a stream, see `schedule`.
         replay: background sequences whose mean NLL is added to each step's loss.
+        autocast: dtype of the forward passes' matrix products, the weights' own by default.
         on_step: called after each step; the model is as taught so far and in training mode.
 
     Raises:
@@ -65,13 +67,13 @@ def train(
     steps = schedule(len(batches), passes, seed, in_order=in_order)
     model.train()
     for index, turn in steps:
-        losses.append(backward(model, batches[index].round(turn)))
+        losses.append(backward(model, batches[index].round(turn), autocast))
         if not math.isfinite(losses[-1]):
             raise TeachingError(
                 f"{batches[index].name}, step {len(losses)}: the loss is {losses[-1]}; use a lower lr than {optimizer.lr:g}"
             )
         if replay is not None:
-            backward(model, replay(len(losses) - 1))
+            backward(model, replay(len(losses) - 1), autocast)
         updates.step()
         updates.zero_grad(set_to_none=True)
         if on_step is not None:
@@ -80,7 +82,7 @@ def train(
     return tuple(losses)
 
 
-def backward(model: PreTrainedModel, batch: TokenBatch, micro_batch: int = 4) -> float:
+def backward(model: PreTrainedModel, batch: TokenBatch, autocast: torch.dtype | None = None, micro_batch: int = 4) -> float:
     """Adds the gradients of the mean cross-entropy of the batch's target tokens, each predicted from the tokens before it.
 
     Sequences of similar length are computed together, `micro_batch` at a time, and their gradients added: wordings differ in
@@ -93,7 +95,9 @@ def backward(model: PreTrainedModel, batch: TokenBatch, micro_batch: int = 4) ->
         ids, mask, targets = (part[rows, :width].to(model.device) for part in (batch.input_ids, batch.attention_mask, batch.targets))
         targets = targets[:, 1:]  # (S, T-1)
         if targets.any():
-            logits_MV = _logits_before(model, ids, mask, targets)
+            # Only the forward pass: gradient hooks (OSF's projection) must see the weights' own dtype.
+            with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+                logits_MV = _logits_before(model, ids, mask, targets)
             loss = functional.cross_entropy(logits_MV.float(), ids[:, 1:][targets], reduction="sum") / total
             loss.backward()
             loss_sum += loss.item()

@@ -116,7 +116,8 @@ def test_osf_under_sgd_does_not_touch_the_preserved_directions(dtype: torch.dtyp
         change = trained.model.get_submodule(name).weight.detach() - weight
     assert change.norm() > 0.01
     across = u[:, :kept].T @ change @ v[:kept].T
-    assert across.norm() < 1e-3 * change.norm()
+    tolerance = 1e-3 if dtype == torch.float32 else 0.1  # what is measured is rounded to bf16; without the projection it is above .3
+    assert across.norm() < tolerance * change.norm()
 
 
 def test_shira_changes_as_many_weights_as_it_says() -> None:
