@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from pathlib import Path
@@ -46,11 +47,13 @@ def test_a_store_that_does_not_flush_is_found_by_power_cuts(tmp_path: Path, monk
 def test_a_store_that_writes_in_place_is_found_by_kills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def in_place(path: Path, data: bytes) -> None:
         descriptor = files.open_new(path)
-        for start in range(0, len(data), 64):
-            files.write(descriptor, data[start : start + 64])
+        for start in range(0, len(data), 1024):
+            files.write(descriptor, data[start : start + 1024])
+            files.sync(descriptor)
+        os.close(descriptor)
 
     monkeypatch.setattr(files, "write_file", in_place)
-    assert any(kill.problem or kill.lost for kill in kill_many(tmp_path, 15))
+    assert any(kill.problem or kill.lost for kill in kill_many(tmp_path, 25))
 
 
 def test_fuzzed_files_differ_and_repeat_with_the_seed() -> None:

@@ -25,48 +25,43 @@ SHORT = {"kills": 20, "power_cuts": 20, "fault_rounds": 0, "fuzzed": 300, "guide
 MEMORY_DISK = Path("/dev/shm")
 
 
-def run(sizes: dict[str, int], log: Callable[[str], None]) -> tuple[dict[str, Any], list[Kill]]:
-    """All parts; the summary, and where each kill fell."""
+def run(sizes: dict[str, int], save: Callable[[dict[str, Any], list[Kill]], None]) -> None:
+    """All parts, one after another; after each, `save` gets the summary so far and where each kill fell."""
+    fast = MEMORY_DISK if MEMORY_DISK.is_dir() else None
     kills: list[Kill] = []
+    summary: dict[str, Any] = {"first_failures": []}
+
+    def done(failures: list[str], **numbers: int) -> None:
+        summary["first_failures"] = [*summary.pop("first_failures"), *failures][:10]
+        save(summary | numbers, kills)
+        summary.update(numbers)
+
     # On a disk that flushes at once, kills fall between the flushes as well.
-    places = [None, MEMORY_DISK] if MEMORY_DISK.is_dir() else [None]
+    places = [None, fast] if fast else [None]
     for number, place in enumerate(places):
         with tempfile.TemporaryDirectory(dir=place) as folder:
             kills += kill_many(Path(folder), sizes["kills"] // len(places), seed=number)
-        log(f"{len(kills)} kills, {sum(kill.inside for kill in kills)} of them inside a write window")
-    fast = MEMORY_DISK if MEMORY_DISK.is_dir() else None
-    with tempfile.TemporaryDirectory(dir=fast) as folder:
-        cuts = cut_many(Path(folder), sizes["power_cuts"])
-        log(f"{sizes['power_cuts']} power cuts, {len(cuts)} failures")
-    with tempfile.TemporaryDirectory(dir=fast) as folder:
-        injected, unmet = inject_everywhere(Path(folder), sizes["fault_rounds"])
-        log(f"{injected} faults injected, {len(unmet)} failures")
+    done(
+        [kill.problem for kill in kills if kill.problem],
+        kills=len(kills),
+        kills_inside_write_windows=sum(kill.inside for kill in kills),
+        lost_commits=sum(kill.lost for kill in kills),
+        corrupt_after_kill=sum(bool(kill.problem) for kill in kills),
+    )
     with tempfile.TemporaryDirectory(dir=fast) as folder:
         points, equal = kill_and_resume(Path(folder), sizes["resume"])
-        log(f"{points} lessons killed and resumed, {equal} of them bit-equal")
+    done([], resume_points=points, resume_bit_equal=equal)
+    with tempfile.TemporaryDirectory(dir=fast) as folder:
+        cuts = cut_many(Path(folder), sizes["power_cuts"])
+    done(cuts, power_cuts=sizes["power_cuts"], power_cut_failures=len(cuts))
+    with tempfile.TemporaryDirectory(dir=fast) as folder:
+        injected, unmet = inject_everywhere(Path(folder), sizes["fault_rounds"])
+    done(unmet, faults_injected=injected, fault_failures=len(unmet))
+    guided, crashes = guided_fuzz(sizes["guided"])
+    done([], guided_inputs=guided, guided_failures=crashes)
     with tempfile.TemporaryDirectory(dir=fast) as folder:
         failures = fuzz_many(Path(folder), sizes["fuzzed"])
-        log(f"{sizes['fuzzed']} fuzzed files, {len(failures)} failures")
-    guided, crashes = guided_fuzz(sizes["guided"])
-    log(f"{guided} coverage-guided inputs, {crashes} failures")
-    summary = {
-        "kills": len(kills),
-        "kills_inside_write_windows": sum(kill.inside for kill in kills),
-        "lost_commits": sum(kill.lost for kill in kills),
-        "corrupt_after_kill": sum(bool(kill.problem) for kill in kills),
-        "power_cuts": sizes["power_cuts"],
-        "power_cut_failures": len(cuts),
-        "faults_injected": injected,
-        "fault_failures": len(unmet),
-        "fuzzed_files": sizes["fuzzed"],
-        "fuzz_failures": len(failures),
-        "guided_inputs": guided,
-        "guided_failures": crashes,
-        "resume_points": points,
-        "resume_bit_equal": equal,
-        "first_failures": [*(kill.problem for kill in kills if kill.problem), *cuts, *unmet, *failures][:10],
-    }
-    return summary, kills
+    done(failures, fuzzed_files=sizes["fuzzed"], fuzz_failures=len(failures))
 
 
 def guided_fuzz(runs: int) -> tuple[int, int]:
@@ -89,16 +84,19 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path("results/reliability"))
     given = parser.parse_args()
     start = time.perf_counter()
-    summary, kills = run(SHORT if given.short else FULL, lambda line: print(f"{time.perf_counter() - start:6.0f} s  {line}", flush=True))
-    summary |= {"command": "python -m benchmarks.reliability" + " --short" * given.short, "python": platform.python_version()}
-    summary["seconds"] = round(time.perf_counter() - start)
+    about = {"command": "python -m benchmarks.reliability" + " --short" * given.short, "python": platform.python_version()}
     given.output.mkdir(parents=True, exist_ok=True)
-    (given.output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    rows = ["operation\tlast call\twrite window\tchange is there"]
-    for kill in kills:
-        rows.append("\t".join((kill.operation, kill.event, "inside" if kill.inside else "outside", "yes" if kill.changed else "no")))
-    (given.output / "kills.tsv").write_text("\n".join(rows) + "\n")
-    print(json.dumps(summary, indent=2))
+
+    def save(summary: dict[str, Any], kills: list[Kill]) -> None:
+        numbers = {**summary, **about, "seconds": round(time.perf_counter() - start)}
+        (given.output / "summary.json").write_text(json.dumps(numbers, indent=2) + "\n")
+        rows = ["operation\tlast call\twrite window\tchange is there"]
+        for kill in kills:
+            rows.append("\t".join((kill.operation, kill.event, "inside" if kill.inside else "outside", "yes" if kill.changed else "no")))
+        (given.output / "kills.tsv").write_text("\n".join(rows) + "\n")
+        print(json.dumps(numbers), flush=True)
+
+    run(SHORT if given.short else FULL, save)
 
 
 if __name__ == "__main__":
