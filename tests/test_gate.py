@@ -54,6 +54,6 @@ def test_drift_is_only_held_against_a_lesson_with_a_tolerance(model: GraftedMode
 
 def test_a_lesson_is_held_to_what_was_before_it_not_to_the_base(model: GraftedModel, text: Path) -> None:
     learn(model, text, message="rough", recipe=ROUGH)
-    gentle = ROUGH.model_copy(update={"writer": SGD(learning_rate=1e-9), "passes": 1})
+    gentle = ROUGH.model_copy(update={"writer": SGD(learning_rate=1e-4), "passes": 1})
     record = learn(model, text, message="gentle", recipe=gentle, gate=Gate([PROSE], tolerance=0.01)).record
     assert abs(record["gate"][0]["delta"]) < 0.01
