@@ -22,13 +22,11 @@ class Arm(Config):
     settings: dict[str, Any]
 
 
-def memory_arms() -> list[Arm]:
-    """The papers' rankings with their optimizer, every row kept and every read added, and the package's own recipe."""
-    choices: dict[str, Memory] = {
-        "tfidf+sgd": papers("tfidf", t=1000),
-        "kl+sgd": papers("kl", t=1000),
-        "least-interference": memory(),
-    }
+def memory_arms(learning_rates: Sequence[float]) -> list[Arm]:
+    """The package's own recipe, and the papers' rankings with their optimizer, every row kept and every read added."""
+    choices: dict[str, Memory] = {"least-interference": memory()}
+    for lr in learning_rates:
+        choices |= {f"{ranking}+sgd, lr {lr:g}": papers(ranking, t=1000, lr=lr) for ranking in ("tfidf", "kl")}
     # Defaults are spelled out in the settings: a run made with other ones is another run.
     fields = {"ranking", "t", "rows", "settling", "writer", "until_loss", "loss"}
     return [
@@ -60,14 +58,14 @@ def method_of(arm: Arm, protocol: Protocol) -> AnyMethod:
     return Memory(recipe=recipe, threshold=arm.settings["threshold"])
 
 
-def chosen_arms(names: Sequence[str] | None, learning_rates: Sequence[float]) -> list[Arm]:
+def chosen_arms(names: Sequence[str] | None, lora_lrs: Sequence[float], sgd_lrs: Sequence[float]) -> list[Arm]:
     """The base, then the arms whose name starts with one of `names` (all if None).
 
     Raises:
         MemgraftError: a name that fits no arm.
     """
     base = Arm(name="base", kind="base", settings={})
-    arms = [*memory_arms(), *lora_arms(learning_rates)]
+    arms = [*memory_arms(sgd_lrs), *lora_arms(lora_lrs)]
     if names is None:
         return [base, *arms]
     for name in names:

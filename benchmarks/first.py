@@ -34,7 +34,8 @@ from memgraft.examples import Fact
 from memgraft.models import demo_model_path, load_model
 from memgraft.probes import measure
 
-LEARNING_RATES = (2e-4,)  # of those that Lin et al. 2025 swept; --lora-lr takes more
+LORA_LRS = (2e-4, 5e-5)  # of those that Lin et al. 2025 swept
+SGD_LRS = (0.3,)  # in the units of this package, reads being scaled to the residual stream
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -50,7 +51,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, by how their names start; the base is always measured")
     parser.add_argument(
-        "--lora-lr", nargs="+", type=float, default=LEARNING_RATES, metavar="LR", help="LoRA's learning rates (default: %(default)s)"
+        "--lora-lr", nargs="+", type=float, default=LORA_LRS, metavar="LR", help="LoRA's learning rates (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--sgd-lr", nargs="+", type=float, default=SGD_LRS, metavar="LR", help="learning rates of SGD on rows (default: %(default)s)"
     )
     for name in ("facts", "wordings", "passes", "questions", "text_tokens", "seed"):
         text = f"{Protocol.model_fields[name].description} (default: %(default)s)"
@@ -92,8 +96,8 @@ def run_benchmark(options: argparse.Namespace) -> None:
     probes = probes_for(options.data, rows, selection, protocol)
     batches = workshop.prepare(facts, passes=protocol.passes, wordings=protocol.wordings, seed=protocol.seed)
     lesson = Lesson(facts, batches, protocol.seed)
-    chosen = chosen_arms(options.arms, options.lora_lr)
-    ids = {arm.name: run_id(recipe_of(arm, shared, selection)) for arm in chosen_arms(None, options.lora_lr)}
+    chosen = chosen_arms(options.arms, options.lora_lr, options.sgd_lr)
+    ids = {arm.name: run_id(recipe_of(arm, shared, selection)) for arm in chosen_arms(None, options.lora_lr, options.sgd_lr)}
     runs_path = options.output / "runs.jsonl"
     runs = read_runs(runs_path)
     for arm in chosen:
