@@ -128,10 +128,16 @@ def test_the_table_has_a_line_per_arm_and_a_dash_where_an_arm_has_no_rows() -> N
 
 
 def test_arms_are_named_by_how_they_start_and_the_base_comes_first() -> None:
-    assert [arm.name for arm in chosen_arms(["lora"], [5e-5, 2e-4])] == ["base", "lora, lr 5e-05", "lora, lr 2e-04"]
-    assert [arm.name for arm in chosen_arms(None, [1e-4])] == ["base", "tfidf+sgd", "kl+sgd", "least-interference", "lora, lr 1e-04"]
+    assert [arm.name for arm in chosen_arms(["lora"], [5e-5, 2e-4], [1.0])] == ["base", "lora, lr 5e-05", "lora, lr 2e-04"]
+    assert [arm.name for arm in chosen_arms(None, [1e-4], [0.3])] == [
+        "base",
+        "least-interference",
+        "tfidf+sgd, lr 0.3",
+        "kl+sgd, lr 0.3",
+        "lora, lr 1e-04",
+    ]
     with pytest.raises(MemgraftError, match="no arm is called 'full'"):
-        chosen_arms(["lora", "full"], [1e-4])
+        chosen_arms(["lora", "full"], [1e-4], [1.0])
 
 
 def test_missing_data_is_one_line_that_names_the_way_out(
