@@ -34,7 +34,7 @@ from memgraft.examples import Fact
 from memgraft.models import demo_model_path, load_model
 from memgraft.probes import measure
 
-LORA_LRS = (2e-4, 5e-5)  # of those that Lin et al. 2025 swept
+LORA_LRS = (2e-4,)  # of those that Lin et al. 2025 swept
 SGD_LRS = (0.3,)  # in the units of this package, reads being scaled to the residual stream
 
 
