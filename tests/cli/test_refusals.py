@@ -177,7 +177,7 @@ def test_doctor_names_another_base_model(run: Run, store: Path, other_weights: P
     assert "other weights" in ended.json["store"]["base_mismatch"]
 
 
-@pytest.mark.parametrize("command", ["learn", "ask", "check", "compare", "log", "show", "revert", "doctor"])
+@pytest.mark.parametrize("command", ["learn", "ask", "check", "log", "show", "revert", "doctor"])
 def test_an_unknown_key_in_a_stores_configuration_is_refused(run: Run, taught_store: Path, facts: Path, command: str) -> None:
     config = taught_store / "config.json"
     changed = json.dumps(json.loads(config.read_text()) | {"colour": "green"}).encode()
