@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memgraft.checkpoints import Checkpoints
@@ -96,31 +97,56 @@ def test_questions(examples: Sequence[Example]) -> QAProbe | None:
     return QAProbe(name="taught facts", questions=tuple(rows)) if rows else None
 
 
-def effective_usage(model: GraftedModel, superseded: str | None = None) -> dict[str, Usage]:
+@dataclass(frozen=True)
+class Earlier:
+    """What later lessons must know of an active one."""
+
+    taught: Mapping[str, str | None]  # id of each fact → id of the one that it replaced
+    slots: Mapping[str, Tensor]  # table → (R,) slots that it wrote
+
+
+def earlier_lessons(model: GraftedModel) -> list[Earlier]:
+    """The active lessons, without their values, one at a time in memory."""
+    return [
+        Earlier(facts_taught(commit), {name: rows.slots for name, rows in commit.changes.items()})
+        for commit in map(model.history.commit, model.history.active())
+    ]
+
+
+def facts_taught(commit: Commit) -> dict[str, str | None]:
+    """Id of each fact of a lesson → id of the one that it replaced. What else a record says, which may come from elsewhere, is left out."""
+    taught = commit.record.get("taught")
+    if not isinstance(taught, dict):
+        return {}
+    return {id: replaced if isinstance(replaced, str) else None for id, replaced in taught.items()}
+
+
+def effective_usage(model: GraftedModel, superseded: str | None = None, lessons: Sequence[Earlier] | None = None) -> dict[str, Usage]:
     """Background usage per table in which the slots of earlier lessons count as used.
 
     Args:
         superseded: id of a fact that is to be replaced. Lessons that taught it, or what it replaced in its turn, don't count:
             else its replacement could not change the rows from which the old answer is read.
+        lessons: the active lessons, read from the model's history by default.
     """
-    lessons = [model.history.commit(id) for id in model.history.active()]
-    replaced = {}
-    for commit in lessons:
-        replaced.update(commit.record.get("taught", {}))
+    lessons = earlier_lessons(model) if lessons is None else lessons
+    replaced: dict[str, str | None] = {}
+    for lesson in lessons:
+        replaced.update(lesson.taught)
     chain: list[str] = []
     while superseded is not None and superseded not in chain:
         chain.append(superseded)
         superseded = replaced.get(superseded)
-    counted = [commit for commit in lessons if not set(chain) & set(commit.record.get("taught", {}))]
+    counted = [lesson for lesson in lessons if lesson.taught.keys().isdisjoint(chain)]
     return {
-        name: merge_taught(usage, [commit.changes[name].slots for commit in counted if name in commit.changes])
-        for name, usage in model.usage.items()
+        name: merge_taught(usage, [lesson.slots[name] for lesson in counted if name in lesson.slots]) for name, usage in model.usage.items()
     }
 
 
 def usages_of(model: GraftedModel, batches: Sequence[TokenBatch]) -> list[dict[str, Usage]]:
     """What counts as used for each batch (`effective_usage`)."""
-    usages = {superseded: effective_usage(model, superseded) for superseded in dict.fromkeys(batch.supersedes for batch in batches)}
+    lessons = earlier_lessons(model)
+    usages = {fact: effective_usage(model, fact, lessons) for fact in dict.fromkeys(batch.supersedes for batch in batches)}
     return [usages[batch.supersedes] for batch in batches]
 
 

@@ -54,9 +54,9 @@ class Progress:
         if self.first_loss is None:
             self.first_loss = loss
 
-    def last_loss(self, batch: int) -> float:
-        """The loss when the batch was last taught; infinite before."""
-        return next((losses[batch] for losses in reversed(self.losses) if not math.isnan(losses[batch])), math.inf)
+    def last_loss(self, batch: int, since: int = 0) -> float:
+        """The loss when the batch was last taught, in pass `since` or later; infinite where it was not."""
+        return next((losses[batch] for losses in reversed(self.losses[since:]) if not math.isnan(losses[batch])), math.inf)
 
     def tensors(self) -> dict[str, Tensor]:
         """All but the numbers, as named tensors."""

@@ -258,16 +258,17 @@ def _teach(
     progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
     if progress.rows is not None:
         model.assign_rows(progress.rows)
-    settled_from = max(1, recipe.passes - recipe.settling)
+    settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
     for turn in range(progress.turn, recipe.passes):
-        kept = None
+        kept, since = None, 0
         if recipe.rows is not None and turn >= settled_from:
+            since = settled_from  # what was taken back may have raised the losses of before
             if turn == settled_from and not (progress.turn == turn and progress.place):
                 keep_largest(model, before, recipe.rows * len(batches))
             kept = {name: difference(rows, before[name]).slots for name, rows in model.rows().items()}
         for index in progress.begin(turn, generator, len(batches)):
             progress.place += 1
-            if recipe.until_loss is not None and progress.last_loss(index) <= recipe.until_loss:
+            if recipe.until_loss is not None and progress.last_loss(index, since) <= recipe.until_loss:
                 continue
             batch = batches[index].round(turn)
             key = index + len(batches) * (turn % len(batches[index].rounds))
@@ -280,7 +281,9 @@ def _teach(
                 keeper.keep(progress, model.rows)
             if on_step:
                 on_step(Step(batch.name, turn * len(batches) + progress.place, recipe.passes * len(batches), loss))
-        if recipe.until_loss is not None and all(progress.last_loss(index) <= recipe.until_loss for index in range(len(batches))):
+        settles_later = turn < settled_from < recipe.passes
+        highest = max(progress.last_loss(index, since) for index in range(len(batches)))
+        if recipe.until_loss is not None and not settles_later and highest <= recipe.until_loss:
             break
     if recipe.rows is not None:
         keep_largest(model, before, recipe.rows * len(batches))

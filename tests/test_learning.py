@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from memgraft.errors import DataError, StoreError, TeachingError
 from memgraft.examples import Example, Fact, normalise
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
+from memgraft.history import History
 from memgraft.learning import effective_usage, learn, prepare
+from memgraft.store import MemoryStore
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.writers import LeastInterference
 from tests.models import HIDDEN, tiny_model, tiny_tokenizer
@@ -271,6 +275,31 @@ class TestSeveralLessons:
         third = learn(model, data_file(tmp_path, last), message="3", recipe=RECIPE, test=False)
         assert {overlap["lesson"] for overlap in third.record["overlaps"]} == {first.id, second.id}
 
+    def test_a_correction_finds_what_it_replaces_in_a_store_that_was_loaded_imported_or_merged(self, tmp_path: Path) -> None:
+        model = grafted()
+        model.save(tmp_path / "store")
+        for name in ("merged", "imported"):
+            shutil.copytree(tmp_path / "store", tmp_path / name)
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        model.save(tmp_path / "store")
+        loaded, merged, imported = (MemoryStore.open(tmp_path / name) for name in ("store", "merged", "imported"))
+        loaded.export(first.id, tmp_path / "lesson")
+        merged.merge(loaded)
+        imported.import_(tmp_path / "lesson")
+        written, batches = first.changes["0"].slots, model.usage["0"].batches
+        for store in (loaded, merged, imported):
+            model.history = History(store)
+            assert (effective_usage(model)["0"].document_frequency_of(written) == batches).all()
+            assert (effective_usage(model, "head")["0"].document_frequency_of(written) < batches).any()
+
+    @pytest.mark.parametrize("taught", [5, ["head"], {"head": ["head"]}])
+    def test_a_record_from_elsewhere_that_makes_no_sense_stops_no_lesson(self, tmp_path: Path, taught: Any) -> None:
+        model = grafted()
+        strange = learn(model, data_file(tmp_path, FACTS[1:]), message="1", recipe=RECIPE, test=False)
+        model.history = History()
+        model.history.learn(replace(strange, record={"taught": taught}))
+        assert learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False).changes
+
     def test_before_is_always_the_untouched_base(self, tmp_path: Path) -> None:
         model = grafted()
         first = learn(model, data_file(tmp_path), message="first", recipe=RECIPE)
@@ -326,7 +355,7 @@ class TestNothingChanges:
         model.history.learn(commit)
         rows = model.rows()
         # From the same rows and without protection, the lesson is the same once more.
-        monkeypatch.setattr(learning, "effective_usage", lambda model, superseded: model.usage)
+        monkeypatch.setattr(learning, "effective_usage", lambda model, superseded, lessons: model.usage)
         with pytest.raises(StoreError, match="is active already"):
             learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
         assert model.rows() == rows

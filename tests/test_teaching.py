@@ -258,6 +258,11 @@ class TestALesson:
             assert all(math.isnan(loss) for loss in losses[len(taught) :])
         assert len(steps) == sum(not math.isnan(loss) for losses in lesson.losses for loss in losses)
 
+    def test_settles_what_is_kept_however_low_the_losses_were_before(self) -> None:
+        chosen = recipe(writer=WRITERS["least-interference"], passes=5, settling=2, rows=3, until_loss=100.0)
+        lesson = teach(graft_with_usage(), some_batches(), chosen)
+        assert [[math.isnan(loss) for loss in losses] for losses in lesson.losses] == [[turn not in (0, 3)] * 3 for turn in range(4)]
+
     def test_is_the_same_with_and_without_room_for_the_frozen_states(self) -> None:
         lessons = [teach(graft_with_usage(), some_batches(), recipe(cache_bytes=size)) for size in (0, 2000, 2**20)]
         assert all(same_rows(lesson.changes, lessons[0].changes) for lesson in lessons)

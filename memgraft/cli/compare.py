@@ -82,7 +82,12 @@ def compare(
             probes,
             {name: methods[name] for name in method or methods},
             runs_path=output / "runs.jsonl",
-            identity={"model": source, "data": examples.sha256, "background_tokens": background_tokens},
+            identity={
+                "model": source,
+                "dtype": str(loaded.model.dtype).removeprefix("torch."),
+                "data": examples.sha256,
+                "background_tokens": background_tokens,
+            },
             seconds=60 * minutes,
             controls=controls,
             seed=seed,
@@ -96,7 +101,7 @@ def compare(
         facts=[(row.question, fact.answers[0]) for row, fact in zip(questions, facts, strict=True)],
         runs=comparison.runs,
         skipped=comparison.skipped,
-        repeat=[_command(data, model, probe, control, minutes, method, seed)],
+        repeat=[_command(data, model, probe, control, minutes, method, background_tokens, seed, dtype)],
         environment=f"{Path(source).name}, {environment['cpu']}, torch {environment['packages']['torch']}",
     )
     path = render_comparison(page, output)
@@ -128,14 +133,23 @@ def _probes(specs: list[str] | None) -> list[AnyProbe]:
 
 
 def _command(
-    data: Path, model: str | None, probe: list[str] | None, control: Path | None, minutes: float, method: list[str] | None, seed: int
+    data: Path,
+    model: str | None,
+    probe: list[str] | None,
+    control: Path | None,
+    minutes: float,
+    method: list[str] | None,
+    background_tokens: int,
+    seed: int,
+    dtype: str | None,
 ) -> str:
     import shlex
 
     given: list[tuple[str, Any]] = [("--model", model), ("--control", control), *(("--probe", each) for each in probe or ())]
-    given += [("--method", each) for each in method or ()]
+    given += [*(("--method", each) for each in method or ()), ("--dtype", dtype)]
     words = [word for option, value in given if value is not None for word in (option, str(value))]
-    return shlex.join(["memgraft", "compare", str(data), *words, "--minutes", f"{minutes:g}", "--seed", str(seed)])
+    numbers = ["--minutes", f"{minutes:g}", "--background-tokens", str(background_tokens), "--seed", str(seed)]
+    return shlex.join(["memgraft", "compare", str(data), *words, *numbers])
 
 
 def _print(page: ComparisonPage) -> None:

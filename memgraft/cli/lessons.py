@@ -94,8 +94,9 @@ def human_bytes(size: float) -> str:
 def print_history(lesson: dict[str, Any]) -> None:
     """All that `show` prints of a lesson beside its facts."""
     say(f"lesson {lesson['id']}" + ("" if lesson["active"] else " (reverted)"))
+    done = {"learn": "learned", "revert": "reverted", "gc": "removed"}
     for entry in lesson["history"]:
-        say(f"{'learned' if entry['op'] == 'learn' else 'reverted'} {entry['when']}")
+        say(f"{done[entry['op']]} {entry['when']}")
     say(f"data    SHA-256 {lesson['data_sha256']}")
     say("")
     for line in lesson["message"].splitlines():

@@ -41,11 +41,16 @@ def read_manifest(root: Path) -> Manifest:
     return Manifest.from_bytes(files.read_bytes(path, MANIFEST_LIMIT), str(path))
 
 
+def member_path(root: Path, name: str, manifest: Manifest) -> Path:
+    """Where a file of the store is. StoreError for a name that the manifest does not list."""
+    if name not in manifest.files:
+        raise StoreError(f"{root / name}: not in the store; `memgraft gc` removes the files of lessons that were reverted")
+    return root / name
+
+
 def read_member(root: Path, name: str, manifest: Manifest) -> bytes:
     """A file's content, after its size and digest were checked against the manifest."""
-    path = root / name
-    if name not in manifest.files:
-        raise StoreError(f"{path}: not in the store; `memgraft gc` removes the files of lessons that were reverted")
+    path = member_path(root, name, manifest)
     size, digest = manifest.files[name]
     data = files.read_bytes(path, size)
     if len(data) != size:
@@ -63,9 +68,11 @@ def read_spec(root: Path, manifest: Manifest) -> StoreSpec:
     check_version(value, where)
     if value.get("gguf_file", ...) is None:  # early versions wrote it, always null
         del value["gguf_file"]
-        data = json.dumps(value).encode()
+    memory = value.get("memory")
+    if isinstance(memory, dict):
+        memory.setdefault("threshold", 0.0)  # early versions had none: every read was added in full
     try:
-        return StoreSpec.model_validate_json(data, strict=True)
+        return StoreSpec.model_validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
         raise StoreError(f"{where}: {first_problem(error)}; upgrade memgraft, or restore it from a copy of the store") from error
 

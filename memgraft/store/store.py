@@ -160,7 +160,7 @@ class MemoryStore:
 
     def slots(self, id: str) -> dict[str, Tensor]:
         """The slots (R,) int64 that a lesson wrote, by its full id, per value table, without a look at values or digest."""
-        return lessons.read_slots(self.path / layout.changes_name(id), self.spec.memory)
+        return lessons.read_slots(folder.member_path(self.path, layout.changes_name(id), self._manifest), self.spec.memory)
 
     def state(self, at: str = "now") -> dict[str, Rows]:
         """Per value table the rows that lessons wrote: the fp32 sum of the changes of the lessons active at a point, in order.

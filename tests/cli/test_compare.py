@@ -46,6 +46,11 @@ def test_it_writes_the_report_its_twins_and_its_runs_and_goes_on_where_it_was(fo
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Who made &lt;b&gt;Ox&lt;/b&gt;?" in html
     assert "<svg" in html
+    repeat = "--minutes 0 --background-tokens 512 --seed 0"
+    assert repeat in html
+    assert compare(folder, "--minutes", "0", "--dtype", "bfloat16", methods=("retrieval",)) == 0
+    more = (folder / "out" / "runs.jsonl").read_text(encoding="utf-8").splitlines()[len(runs) :]
+    assert [json.loads(run)["method"] for run in more] == ["base", "retrieval"], "weights of another dtype are another model"
     assert r"Ann \| Bo" in (folder / "out" / "report.md").read_text(encoding="utf-8")
 
 

@@ -34,7 +34,18 @@ def test_diff_tag_and_gc_go_together(run: Run, taught_store: Path) -> None:
     assert run("gc", taught_store, "--json").json["lessons"] == [second]
     assert [line.split()[1] for line in run("log", taught_store).out.splitlines()[1:]] == ["gc", "revert", "learn", "learn"]
     assert "gc" in run("show", taught_store, second).refused()
+    assert "`memgraft gc` removes" in run("diff", taught_store, second, "now").refused()
     assert run("verify", taught_store).out == "7 files, all whole\n"
+
+
+def test_show_tells_when_a_lesson_was_removed(run: Run, taught_store: Path, tmp_path: Path) -> None:
+    second = MemoryStore.open(taught_store).active()[1]
+    run("export", taught_store, second, "-o", tmp_path / "lesson")
+    run("revert", taught_store, second)
+    run("gc", taught_store)
+    run("import", taught_store, tmp_path / "lesson", "--overlap", "sum")
+    said = [line.split()[0] for line in run("show", taught_store, second).out.splitlines()[1:5]]
+    assert said == ["learned", "reverted", "removed", "learned"]
 
 
 def test_verify_names_what_is_wrong_and_ends_with_1(run: Run, taught_store: Path) -> None:

@@ -257,6 +257,7 @@ GOLDEN = Path(__file__).parent / "golden"
 def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, tmp_path: Path) -> None:
     store = MemoryStore.open(shutil.copytree(GOLDEN / name, tmp_path / "store"))
     assert store.verify() == []
+    assert store.spec.memory.threshold == 0, "stores from before it answer as they did"
     assert [entry.message for entry in store.history()] == ["first", "second", "first", "first"]
     assert store.state()["0"].slots.tolist() == [3, 4, 7]
     assert store.state()["0"].values[0].tolist() == [1.75, -1.75, 2.0]
