@@ -34,8 +34,8 @@ Run = Callable[..., Any]
 Digest = Callable[[Path], dict[str, str]]
 
 COMMANDS = [
-    "graft", "learn", "ask", "check", "log", "show", "diff", "blame", "revert", "merge", "export", "import", "tag", "verify", "gc",
-    "doctor", "demo",
+    "graft", "learn", "ask", "check", "compare", "log", "show", "diff", "blame", "revert", "merge", "export", "import", "tag", "verify",
+    "gc", "doctor", "demo",
 ]  # fmt: skip
 HEAVY = ("torch", "transformers", "numpy", "safetensors.torch")
 
