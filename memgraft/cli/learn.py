@@ -10,12 +10,12 @@ import typer
 
 from memgraft.cli.check import FORGOT, background_probe, read_probes
 from memgraft.cli.console import print_json, short
-from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted, writing
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.cli.recipes import build_recipe
 from memgraft.cli.running import told
 from memgraft.cli.stopping import Stopped, unstoppable
-from memgraft.errors import DataError, GateError, StoreError
+from memgraft.errors import DataError, GateError
 
 if TYPE_CHECKING:
     from memgraft.commits import DataFile
@@ -114,11 +114,7 @@ def learn(
         with Stages() as stages:
             stages.stage("loading the base model")
             grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
-            own = grafted.history.store
-            assert own is not None
-            with own.lock():
-                if _open(store).history() != own.history():
-                    raise StoreError(f"{store}: another process changed the store just now; nothing was changed: try again")
+            with writing(grafted, store) as own:
                 facts = all(isinstance(example, Fact) for example in examples.examples)
                 stages.stage("asking what is known already" if facts and not no_test else "preparing")
                 progress = TeachingProgress(stages, passes=chosen.passes, unit="facts" if facts else "examples")

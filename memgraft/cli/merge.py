@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from memgraft.cli.console import first_line, print_json, say, short
-from memgraft.cli.options import BaseModel, Dtype, Json, RetaughtData, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Dtype, Json, RetaughtData, Store, TrustRemoteCode, load_grafted, writing
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -44,9 +44,7 @@ def merge(
             grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
             from memgraft.reteaching import merge as merge_teaching
 
-            own = grafted.history.store
-            assert own is not None
-            with own.lock():
+            with writing(grafted, store):
                 stages.stage("teaching again")
                 report, taught = merge_teaching(grafted, theirs, data=data)
         again = {old: new.id for old, new in taught.items()}

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from memgraft.errors import MemgraftError
+from memgraft.errors import MemgraftError, StoreError
 
 if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
+    from memgraft.store import MemoryStore
 
 DtypeName = Literal["auto", "bfloat16", "float32"]
 
@@ -73,3 +74,16 @@ def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, tru
     from memgraft.persistence import load
 
     return load(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+
+
+@contextmanager
+def writing(grafted: GraftedModel, store: Path) -> Iterator[MemoryStore]:
+    """Keeps other writers out of the store that a model was loaded from. StoreError where it has changed since."""
+    from memgraft.store import MemoryStore
+
+    own = grafted.history.store
+    assert own is not None
+    with own.lock():
+        if MemoryStore.open(store).history() != own.history():
+            raise StoreError(f"{store}: another process changed the store just now; nothing was changed: try again")
+        yield own

@@ -8,7 +8,7 @@ import typer
 
 from memgraft.cli.console import first_line, print_json, say, short
 from memgraft.cli.lessons import overlap_json, overlap_lines
-from memgraft.cli.options import BaseModel, Dtype, Json, Lesson, RetaughtData, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Dtype, Json, Lesson, RetaughtData, Store, TrustRemoteCode, load_grafted, writing
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -44,9 +44,7 @@ def revert(
             grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
             from memgraft.reteaching import revert as revert_teaching
 
-            own = grafted.history.store
-            assert own is not None
-            with own.lock():
+            with writing(grafted, store):
                 stages.stage("teaching again")
                 report, taught = revert_teaching(grafted, id, overlap=overlap, data=data)
                 grafted.save(store)

@@ -17,7 +17,6 @@ import pytest
 import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
-from memgraft.cli import learn as learn_module
 from memgraft.cli.options import load_grafted
 from memgraft.store import MemoryStore, files
 from memgraft.store.folder import describe, read_manifest
@@ -316,15 +315,22 @@ def test_learn_waits_for_no_other_writer(run: Run, store: Path, facts: Path) -> 
         assert f"process {os.getpid()} is writing to this store" in run("learn", store, facts, "-m", "x").refused()
 
 
-def test_learn_refuses_a_store_that_changed_while_it_was_loaded(
-    run: Run, taught_store: Path, facts: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("command", ["learn", "revert", "merge"])
+def test_a_store_that_changed_while_its_model_was_loaded_is_not_changed(
+    run: Run, taught_store: Path, facts: Path, command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    arguments = {
+        "learn": (facts, "-m", "x"),
+        "revert": (MemoryStore.open(taught_store).active()[1], "--overlap", "re-teach"),
+        "merge": (shutil.copytree(taught_store, taught_store.with_name("copy")), "--overlap", "re-teach"),
+    }[command]
+
     def load_while_another_writes(store: Path, **settings: Any) -> Any:
         loaded = load_grafted(store, **settings)
         other = MemoryStore.open(store)
         other.revert(other.active()[0])
         return loaded
 
-    monkeypatch.setattr(learn_module, "load_grafted", load_while_another_writes)
-    assert "another process changed the store" in run("learn", taught_store, facts, "-m", "x").refused()
+    monkeypatch.setattr(f"memgraft.cli.{command}.load_grafted", load_while_another_writes)
+    assert "another process changed the store" in run(command, taught_store, *arguments).refused()
     assert len(MemoryStore.open(taught_store).active()) == 1
