@@ -42,9 +42,6 @@ format: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks.first
-	$(BIN)/python -m benchmarks.pareto
-	$(BIN)/python -m benchmarks.reliability
-	$(BIN)/python -m benchmarks.store_sizes
 
 docs: setup
 	mkdir -p docs
