@@ -20,12 +20,15 @@ def save(model: GraftedModel, path: str | Path) -> MemoryStore:
     """Write the model's memory to a store: new lessons and reverts into its own store, everything into a new one.
 
     Raises:
-        StoreError: the folder is something else, or can't be written; then it is as it was.
+        StoreError: the folder is something else, can't be written, or was changed by another process; then it is as it was.
     """
     path = Path(path)
     own = model.history.store
-    store = own if own is not None and own.path.resolve() == path.resolve() else _create(model, path)
-    model.history.save(store)
+    if own is not None and own.path.resolve() == path.resolve():
+        model.history.save()
+        return own
+    store = _create(model, path)
+    model.history.moved(store)
     return store
 
 
@@ -41,7 +44,8 @@ def _create(model: GraftedModel, path: Path) -> MemoryStore:
         background=_background_facts(background) if background else {},
     )
     usage = {key: value for name, used in model.usage.items() for key, value in used.tensors(name).items()}
-    return MemoryStore.create(path, spec, model.memory_tensors(), usage, background.texts if background else ())
+    texts = background.texts if background else ()
+    return MemoryStore.create(path, spec, model.memory_tensors(), usage, texts, model.history.lessons())
 
 
 def _background_facts(background: Background) -> dict[str, Any]:

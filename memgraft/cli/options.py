@@ -79,11 +79,9 @@ def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, tru
 @contextmanager
 def writing(grafted: GraftedModel, store: Path) -> Iterator[MemoryStore]:
     """Keeps other writers out of the store that a model was loaded from. StoreError where it has changed since."""
-    from memgraft.store import MemoryStore
-
     own = grafted.history.store
     assert own is not None
     with own.lock():
-        if MemoryStore.open(store).history() != own.history():
+        if not grafted.history.current():
             raise StoreError(f"{store}: another process changed the store just now; nothing was changed: try again")
         yield own

@@ -59,9 +59,14 @@ class MemoryStore(StoreReader):
         memory: Mapping[str, Tensor],
         usage: Mapping[str, Tensor],
         background_texts: Iterable[str],
+        lessons: Iterable[Commit] = (),
     ) -> MemoryStore:
-        """Makes a store without lessons at `path`, which must not exist or be an empty folder. It appears whole or not at all."""
-        return cls.open(build_store(Path(path), spec, memory, usage, background_texts))
+        """Makes a store at `path`, which must not exist or be an empty folder. It appears whole, with all lessons, or not at all.
+
+        Args:
+            lessons: what it has learned, in order; they are taken one at a time.
+        """
+        return cls.open(build_store(Path(path), spec, memory, usage, background_texts, lessons))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> MemoryStore:
