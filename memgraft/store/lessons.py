@@ -14,6 +14,7 @@ from memgraft.canonical import canonical_json
 from memgraft.config import MemoryConfig
 from memgraft.errors import StoreError
 from memgraft.store.manifest import check_version, parse
+from memgraft.store.record import check_record
 
 # Torch is imported where it is used: `memgraft log` reads the history without it.
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def encode(commit: Commit, memory: MemoryConfig, where: str) -> tuple[bytes, byt
         record = canonical_json(dict(commit.record))
     except (TypeError, ValueError) as error:
         raise StoreError(f"{where}: the lesson's message, recipe or record is not plain JSON: {error}; nothing was changed") from error
+    check_record(commit.record, where, "nothing was changed")
     # One metadata key only: the order of several differs from run to run, and so would the bytes.
     return safetensors.torch.save(tensors_of(commit.changes), {"memgraft": header.decode()}), header + b"\n", record + b"\n"
 

@@ -11,6 +11,7 @@ from memgraft.store import files, folder, lessons
 from memgraft.store import manifest as layout
 from memgraft.store.identity import Identity
 from memgraft.store.manifest import HistoryEntry, Manifest
+from memgraft.store.record import check_record
 from memgraft.store.spec import StoreSpec
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class StoreReader:
     def record(self, prefix: str) -> dict[str, Any]:
         """What was measured when the lesson was learned, the last time if several."""
         commit = self.resolve(prefix)
-        return self.read_json(layout.record_name(commit, self._manifest.times_learned(commit)))
+        return self.read_record(layout.record_name(commit, self._manifest.times_learned(commit)))
 
     def read_member(self, name: str) -> bytes:
         """A file of the store by its name in the manifest; its digest is checked."""
@@ -76,6 +77,12 @@ class StoreReader:
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON member of the store by its name in the manifest."""
         return layout.parse(self.read_member(name), str(self.path / name))
+
+    def read_record(self, name: str) -> dict[str, Any]:
+        """A record by its name in the manifest, as it stands; `Record` can read it."""
+        record = self.read_json(name)
+        check_record(record, str(self.path / name), "restore it from a copy of the store")
+        return record
 
     def read_data(self, name: str) -> bytes:
         """A kept data file by its name in the manifest; its name is its digest."""

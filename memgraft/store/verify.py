@@ -30,7 +30,7 @@ def problems(store: StoreReader, manifest: Manifest) -> Iterator[str]:
             yield from _lesson_problems(store, entry)
     for name in manifest.files:
         if name.startswith(layout.RECORDS):
-            yield from _problem(functools.partial(store.read_json, name))
+            yield from _problem(functools.partial(store.read_record, name))
         elif name.startswith(layout.DATA):
             yield from _problem(functools.partial(store.read_data, name))
 

@@ -312,6 +312,26 @@ def test_a_header_that_is_not_the_lesson_s_is_refused(taught: MemoryStore, data:
     assert any(problem in line for line in MemoryStore.open(taught.path).verify())
 
 
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"[]", "expected a JSON object"),
+        (b'{"seconds":"12"}', "record: seconds: Input should be a valid number"),
+        (b'{"facts":[{"learned":true},{"question":"?"}]}', "record: facts.1.learned: Field required"),
+        (b'{"losses":[[1,"nan"]]}', "record: losses.0.1: Input should be a valid number"),
+        (b'{"rows_per_batch":1e999}', "the number 1e999 is too large"),
+    ],
+)
+def test_a_record_that_can_not_be_read_is_refused_with_file_and_field(taught: MemoryStore, data: bytes, problem: str) -> None:
+    entry = next(entry for entry in taught.history() if entry.commit in taught.active())
+    put(taught, f"records/{entry.commit}.json", data)
+    store = MemoryStore.open(taught.path)
+    for use in (store.commit, store.record):
+        refusal(lambda use=use: use(entry.commit), f"{entry.commit}.json: ", problem)  # type: ignore[misc]
+    assert any(problem in line for line in store.verify())
+    store.revert(entry.commit)
+
+
 def test_a_lesson_that_is_not_the_one_its_name_says_is_refused(taught: MemoryStore, lesson: Lesson) -> None:
     id, other = taught.history()[0].commit, lesson("first", {"0": {3: 9.0}})
     assert other.id != id
