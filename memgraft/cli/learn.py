@@ -102,6 +102,7 @@ def learn(
     """Teach a data file and add the lesson to the store.
 
     Whatever stops it, an error, Ctrl-C or SIGTERM, leaves the store as it was, but for a checkpoint of a long lesson to go on from.
+    A lesson that a gate refuses leaves none: resumed, it would be refused again.
     """
     _check_message(message)
     _open(store)
