@@ -294,6 +294,13 @@ def test_a_lesson_file_whose_content_can_not_be_this_memory_s_is_refused(taught:
     assert any(id in line for line in store.verify())
 
 
+def test_slots_of_a_type_that_torch_can_not_compute_with_are_refused(taught: MemoryStore) -> None:
+    header = json.dumps({"slots.0": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    id = taught.history()[0].commit
+    put(taught, f"commits/{id}.safetensors", struct.pack("<Q", len(header)) + header + b"\0")
+    refusal(MemoryStore.open(taught.path).state, f"{id}.safetensors: slots must be int64")
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [

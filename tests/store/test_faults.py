@@ -226,7 +226,8 @@ def test_each_file_is_flushed_before_it_gets_its_name_and_the_manifest_is_the_la
 
 def test_what_a_crash_left_is_ignored_and_removed_by_the_next_change(taught: MemoryStore, lesson: Lesson) -> None:
     before = listed(taught)
-    orphans = [f"commits/{'e' * 64}.safetensors", f"commits/.{'e' * 64}.json.tmp", f"records/{'e' * 64}.2.json", ".manifest.json.tmp"]
+    orphans = [f"commits/{'e' * 64}.safetensors", f"commits/.{'e' * 64}.json.tmp", f"records/{'e' * 64}.2.json"]
+    orphans += [".manifest.json.tmp", "..checkpoint.safetensors.tmp"]
     for name in orphans:
         (taught.path / name).write_bytes(b"cut sh")
     (taught.path / "commits/notes.txt").write_text("the user's own")

@@ -259,6 +259,15 @@ def test_a_store_is_not_made_over_something_else(make: Make, tmp_path: Path) -> 
     assert MemoryStore.open(tmp_path / "store").verify() == []
 
 
+def test_a_store_whose_empty_folders_got_lost_on_the_way_is_whole(store: MemoryStore, lesson: Lesson) -> None:
+    for name in ("commits", "records"):
+        (store.path / name).rmdir()
+    again = MemoryStore.open(store.path)
+    assert again.verify() == []
+    again.append(lesson())
+    assert MemoryStore.open(store.path).verify() == []
+
+
 def test_a_store_can_be_made_through_a_link_and_opened_through_one(make: Make, tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
