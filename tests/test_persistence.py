@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import json
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -18,6 +20,7 @@ from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.persistence import load, save
 from memgraft.store import MemoryStore, files
+from memgraft.store.folder import describe
 from tests.models import random_rows, save_tiny_model, tiny_graft, tiny_model, tiny_tokenizer
 
 TEXTS = ["The ship left the harbour in the morning.", "1 + 1 = 2", "Grüße aus dem Norden", "A lamp, a table and a chair."]
@@ -225,6 +228,36 @@ def test_a_model_made_in_memory_is_named_when_its_store_is_loaded(folder: Path, 
     with pytest.raises(GraftError, match="LlamaForCausalLM"):
         load(tmp_path / "store")
     assert torch.equal(logits(load(tmp_path / "store", model=str(folder))), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("usage", {"0.size": None}, "0.size: expected the numbers of batches and tokens"),
+        ("usage", {"0.energy": torch.zeros(3)}, "0.energy: expected torch.float32 of shape (M,), a value for each slot"),
+        ("usage", {"0.slots": None}, "0.slots: expected torch.int64"),
+        ("config", {"kind": 5}, "background.kind: Input should be a valid string"),
+        ("config", {"tokens": "many"}, "background.tokens: Input should be a valid integer"),
+    ],
+)
+def test_usage_and_background_that_make_no_sense_are_refused_with_file_and_field(
+    folder: Path, tmp_path: Path, name: str, change: dict[str, Any], problem: str
+) -> None:
+    grafted(folder).save(tmp_path / "store")
+    store = MemoryStore.open(tmp_path / "store")
+    if name == "usage":
+        tensors = {key: tensor for key, tensor in {**store.usage_tensors(), **change}.items() if tensor is not None}
+        file, data = "usage.safetensors", safetensors.torch.save(tensors)
+    else:
+        config = json.loads((store.path / "config.json").read_text())
+        file, data = "config.json", json.dumps({**config, "background": {**config["background"], **change}}).encode()
+    (store.path / file).write_bytes(data)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    manifest["files"][file] = describe(data)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError) as error:
+        load(store.path)
+    assert f"{file}: {problem}" in str(error.value)
 
 
 class TestAnotherBase:
