@@ -6,6 +6,8 @@ Beware: floats keep Python's shortest round-trip form, so the bytes are as porta
 from __future__ import annotations
 
 import json
+import math
+import re
 from typing import Any, NoReturn
 
 
@@ -25,11 +27,20 @@ def canonical_json(value: Any) -> bytes:
 
 
 def parse_json(data: bytes) -> Any:
-    """The value of a UTF-8 JSON text. Raises ValueError, one line, also for duplicate keys, NaN and a byte-order mark."""
+    """The value of a UTF-8 JSON text, which `canonical_json` can write again.
+
+    Raises ValueError, one line, also for duplicate keys, NaN, numbers beyond a float, lone surrogates and a byte-order mark.
+    """
     try:
-        return json.loads(data.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        text = data.decode()
+        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+        if _SURROGATE.search(text):
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 (byte {error.start})") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("half a surrogate pair is not text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON: {error.msg} (line {error.lineno}, column {error.colno})") from error
     except RecursionError as error:
@@ -52,6 +63,16 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(value) != len(pairs):
         keys = [key for key, _ in pairs]
         raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} appears twice in one object")
+    return value
+
+
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is too large")
     return value
 
 

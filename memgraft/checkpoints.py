@@ -24,9 +24,9 @@ from memgraft.grafted import GraftedModel
 from memgraft.progress import Progress
 from memgraft.store import MemoryStore, files
 from memgraft.store.exchange import size_limit
+from memgraft.store.manifest import CHECKPOINT as NAME
 from memgraft.teaching import Recipe
 
-NAME = ".checkpoint.safetensors"
 _WHAT = {
     "data_sha256": "the data is another",
     "recipe": "the recipe is another",

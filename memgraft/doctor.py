@@ -88,12 +88,10 @@ def examine(store: MemoryStore) -> dict[str, Any]:
         "faults": faults,
     }
     if not faults:
-        from memgraft.usage import Usage
+        from memgraft.persistence import stored_usage
 
-        tensors, state = store.usage_tensors(), store.state()
-        facts["tables"] = {
-            name: table_health(Usage.from_tensors(tensors, name), state[name].slots, spec.memory.slots) for name in spec.memory.tables
-        }
+        usage, state = stored_usage(store), store.state()
+        facts["tables"] = {name: table_health(usage[name], state[name].slots, spec.memory.slots) for name in spec.memory.tables}
         facts["usage_age"] = usage_age(spec.memory, len(store.active()))
     return facts
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -18,7 +18,8 @@ class History:
     def __init__(self, store: MemoryStore | None = None) -> None:
         self.store = store
         self._pending: list[tuple[Literal["learn", "revert"], Commit]] = []
-        self._active: dict[str, Commit | None] = dict.fromkeys(store.active() if store else ())  # None: still in the store only
+        self._stored = store.active() if store else []  # as of the last loading or saving
+        self._active: dict[str, Commit | None] = dict.fromkeys(self._stored)  # None: still in the store only
 
     @property
     def saved(self) -> bool:
@@ -57,7 +58,7 @@ class History:
     def copy(self) -> History:
         """This history as it is now; what is learned and reverted later does not reach it."""
         other = History(self.store)
-        other._pending, other._active = list(self._pending), dict(self._active)
+        other._pending, other._stored, other._active = list(self._pending), list(self._stored), dict(self._active)
         return other
 
     def learn(self, commit: Commit) -> None:
@@ -87,18 +88,33 @@ class History:
 
     def state(self, tables: Sequence[str], width: int) -> dict[str, Rows]:
         """Per value table the fp32 sum of the active lessons' changes, in order."""
-        if self.saved:
-            assert self.store is not None
+        if self.store is not None and self.saved and self.store.active() == self.active():
             return self.store.state()
         commits = [self.commit(id) for id in self._active]
         return {name: sum_rows((c.changes[name] for c in commits if name in c.changes), width) for name in tables}
 
-    def save(self, store: MemoryStore) -> None:
-        """Bring a store up to date: the model's own, in one change, or a new one, which gets the active lessons one by one."""
-        if self.store is not None and store.path.resolve() == self.store.path.resolve():
-            if self._pending:
-                store.apply(self._pending)
-        else:
-            for id in self._active:
-                store.append(replace(self.commit(id), data=self.data(id)))
-        self.store, self._pending = store, []
+    def current(self) -> bool:
+        """Whether the active lessons of the store are still those that were loaded, or saved last."""
+        return self.store is None or MemoryStore.open(self.store.path).active() == self._stored
+
+    def save(self) -> None:
+        """Bring the store up to date, in one change. StoreError where another process changed its lessons."""
+        assert self.store is not None
+        if self._pending:
+            with self.store.lock():
+                if not self.current():
+                    raise StoreError(
+                        f"{self.store.path}: another process changed the store since it was loaded; nothing was changed: "
+                        f"load it again, or save into a new folder and add that with `memgraft merge`"
+                    )
+                self.store.apply(self._pending)
+            self._pending, self._stored = [], self.active()
+
+    def lessons(self) -> Iterator[Commit]:
+        """The active lessons in order, with the data that is kept; one at a time where they are in a store."""
+        for id in self._active:
+            yield replace(self.commit(id), data=self.data(id))
+
+    def moved(self, store: MemoryStore) -> None:
+        """Go on with a new store, made with `lessons`."""
+        self.store, self._pending, self._stored = store, [], self.active()

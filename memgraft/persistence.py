@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 import memgraft
 from memgraft.background import Background
 from memgraft.errors import StoreError
@@ -13,6 +15,7 @@ from memgraft.grafted import GraftedModel
 from memgraft.history import History
 from memgraft.models import Dtype, load_model
 from memgraft.store import MemoryStore, StoreSpec
+from memgraft.store.manifest import CONFIG, USAGE, first_problem
 from memgraft.usage import Usage
 
 
@@ -20,12 +23,15 @@ def save(model: GraftedModel, path: str | Path) -> MemoryStore:
     """Write the model's memory to a store: new lessons and reverts into its own store, everything into a new one.
 
     Raises:
-        StoreError: the folder is something else, or can't be written; then it is as it was.
+        StoreError: the folder is something else, can't be written, or was changed by another process; then it is as it was.
     """
     path = Path(path)
     own = model.history.store
-    store = own if own is not None and own.path.resolve() == path.resolve() else _create(model, path)
-    model.history.save(store)
+    if own is not None and own.path.resolve() == path.resolve():
+        model.history.save()
+        return own
+    store = _create(model, path)
+    model.history.moved(store)
     return store
 
 
@@ -41,7 +47,8 @@ def _create(model: GraftedModel, path: Path) -> MemoryStore:
         background=_background_facts(background) if background else {},
     )
     usage = {key: value for name, used in model.usage.items() for key, value in used.tensors(name).items()}
-    return MemoryStore.create(path, spec, model.memory_tensors(), usage, background.texts if background else ())
+    texts = background.texts if background else ()
+    return MemoryStore.create(path, spec, model.memory_tensors(), usage, texts, model.history.lessons())
 
 
 def _background_facts(background: Background) -> dict[str, Any]:
@@ -69,13 +76,29 @@ def load(path: str | Path, *, model: str | None = None, dtype: Dtype | None = No
     grafted = GraftedModel(loaded.model, loaded.tokenizer, store.spec.memory)
     grafted.source = loaded.source
     grafted.load_memory_tensors(store.memory_tensors())
-    tensors = store.usage_tensors()
-    grafted.usage = {name: Usage.from_tensors(tensors, name) for name in store.spec.memory.tables}
-    if store.spec.background:
-        grafted.background = Background(texts=tuple(store.background_texts()), **store.spec.background)  # type: ignore[arg-type]
+    grafted.usage = stored_usage(store)
+    grafted.background = _stored_background(store)
     grafted.history = History(store)
     grafted.assign_rows(grafted.history.state(grafted.config.tables, grafted.config.hidden_size))
     return grafted
+
+
+def stored_usage(store: MemoryStore) -> dict[str, Usage]:
+    """Background usage by table. StoreError where the file holds none."""
+    tensors = store.usage_tensors()
+    try:
+        return {name: Usage.from_tensors(tensors, name) for name in store.spec.memory.tables}
+    except ValueError as error:
+        raise StoreError(f"{store.path / USAGE}: {error}; restore it from a copy of the store") from error
+
+
+def _stored_background(store: MemoryStore) -> Background | None:
+    if not store.spec.background:
+        return None
+    try:
+        return TypeAdapter(Background).validate_python({"texts": tuple(store.background_texts()), **store.spec.background})
+    except ValidationError as error:
+        raise StoreError(f"{store.path / CONFIG}: background.{first_problem(error)}; restore it from a copy of the store") from error
 
 
 def _dtype(name: str) -> Dtype:

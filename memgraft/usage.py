@@ -66,16 +66,21 @@ class Usage:
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor], prefix: str) -> Usage:
-        """The inverse of `tensors`."""
-        batches, tokens = tensors[f"{prefix}.size"].tolist()
-        return cls(
-            slots=tensors[f"{prefix}.slots"],
-            document_frequency=tensors[f"{prefix}.document_frequency"],
-            accesses=tensors[f"{prefix}.accesses"],
-            energy=tensors[f"{prefix}.energy"],
-            batches=batches,
-            tokens=tokens,
-        )
+        """The inverse of `tensors`. ValueError where they are no usage."""
+        kinds = {"slots": torch.int64, "document_frequency": torch.int64, "accesses": torch.int64, "energy": torch.float32}
+        parts: dict[str, Tensor] = {}
+        for name, kind in kinds.items():
+            part = tensors.get(f"{prefix}.{name}")
+            if part is None or part.dtype != kind or part.dim() != 1 or len(part) != len(parts.get("slots", part)):
+                raise ValueError(f"{prefix}.{name}: expected {kind} of shape (M,), a value for each slot")
+            parts[name] = part
+        if bool((parts["slots"][1:] <= parts["slots"][:-1]).any()):
+            raise ValueError(f"{prefix}.slots: must be strictly increasing")
+        size = tensors.get(f"{prefix}.size")
+        if size is None or size.dtype != torch.int64 or size.shape != (2,):
+            raise ValueError(f"{prefix}.size: expected the numbers of batches and tokens")
+        batches, tokens = size.tolist()
+        return cls(**parts, batches=batches, tokens=tokens)
 
 
 def count_accesses(slots: Tensor) -> tuple[Tensor, Tensor]:

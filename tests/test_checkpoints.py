@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from memgraft.checkpoints import NAME, Checkpoints
-from memgraft.errors import StoreError, TeachingError
+from memgraft.errors import GateError, StoreError, TeachingError
+from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.history import History
 from memgraft.learning import learn
+from memgraft.probes import DriftProbe
 from memgraft.store import MemoryStore
 from memgraft.teaching import Recipe, Step
 from memgraft.writers import SGD, Adam, LeastInterference, Writer
@@ -183,6 +185,20 @@ class TestWhatIsFound:
         with pytest.raises(TeachingError):
             teach(model, facts, recipe(LeastInterference(learning_rate=1e300, max_step=None)))
         assert not (store_of(model).path / NAME).exists()
+
+    def test_goes_when_a_gate_refuses_the_lesson(self, model: GraftedModel, facts: Path) -> None:
+        found = []
+        gate = Gate([DriftProbe(name="drift", texts=("ZQX ZQX QXZ 77\n" * 5,), window=32)], tolerance=0.0)
+        rough = recipe(SGD(learning_rate=100.0), ranking="all", t=None)
+        checkpoints = Checkpoints(store_of(model), every=0)
+
+        def on_step(step: Step) -> None:
+            found.append(checkpoints.path.exists())
+
+        with pytest.raises(GateError):
+            learn(model, facts, message="m", recipe=rough, test=False, gate=gate, checkpoints=checkpoints, on_step=on_step)
+        assert found[-1], "there was one"
+        assert not checkpoints.path.exists()
 
 
 def test_resuming_without_a_checkpoint_starts(model: GraftedModel, facts: Path) -> None:

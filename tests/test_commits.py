@@ -192,6 +192,8 @@ def test_canonical_json_refuses_a_value_that_contains_itself() -> None:
         (b"\xef\xbb\xbf{}", "BOM"),
         (b"[" * 100_000, "nested too deeply"),
         (b"9" * 5_000, "not JSON|digits"),
+        (b'{"a": -1e999}', "the number -1e999 is too large"),
+        (rb'["\ud83d\ude00", "\uDC00"]', "half a surrogate pair"),
     ],
 )
 def test_json_with_no_or_two_meanings_is_refused_in_one_line(data: bytes, problem: str) -> None:

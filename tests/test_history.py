@@ -120,8 +120,7 @@ class TestSaving:
         history.revert(FIRST.id)
         unsaved = state(history)
         assert MemoryStore.open(tmp_path / "store").history() == []
-        assert history.store is not None
-        history.save(history.store)
+        history.save()
         assert history.saved
         reopened = MemoryStore.open(tmp_path / "store")
         assert [(entry.op, entry.commit) for entry in reopened.history()] == [
@@ -135,8 +134,7 @@ class TestSaving:
     def test_goes_on_where_the_store_ended(self, tmp_path: Path) -> None:
         first = History(store(tmp_path / "store"))
         first.learn(FIRST)
-        assert first.store is not None
-        first.save(first.store)
+        first.save()
         again = History(MemoryStore.open(tmp_path / "store"))
         assert again.active() == [FIRST.id]
         assert again.commit(FIRST.id) == FIRST
@@ -145,24 +143,24 @@ class TestSaving:
         with pytest.raises(StoreError, match="is active already"):
             again.learn(FIRST)
         again.revert(FIRST.id)
-        assert again.store is not None
-        again.save(again.store)
-        again.save(again.store)  # nothing is left to save
+        again.save()
+        again.save()  # nothing is left to save
         assert [entry.op for entry in MemoryStore.open(tmp_path / "store").history()] == ["learn", "learn", "revert"]
 
     def test_to_another_store_takes_the_active_lessons_along(self, tmp_path: Path) -> None:
-        history = History(store(tmp_path / "old"))
-        assert history.store is not None
+        model = tiny_graft(layers=(0, 1))
+        model.save(tmp_path / "old")
+        history = model.history
         history.learn(FIRST)
-        history.save(history.store)
+        history.save()
         history.learn(SECOND)
         history.learn(THIRD)
         history.revert(SECOND.id)
         expected = state(history)
-        new = store(tmp_path / "new")
-        history.save(new)
+        model.save(tmp_path / "new")
         assert history.saved
-        assert history.store is new
+        assert history.store is not None
+        assert history.store.path == tmp_path / "new"
         assert state(history) == expected
         assert MemoryStore.open(tmp_path / "new").active() == [FIRST.id, THIRD.id]
         assert state(History(MemoryStore.open(tmp_path / "new"))) == expected
@@ -172,7 +170,6 @@ class TestSaving:
         history = History(store(tmp_path / "store"))
         history.learn(FIRST)
         history.learn(SECOND)
-        assert history.store is not None
 
         def full_disk(*_: object) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -180,11 +177,48 @@ class TestSaving:
         with monkeypatch.context() as patch:
             patch.setattr(files, "rename", full_disk)
             with pytest.raises(StoreError, match="no space left"):
-                history.save(history.store)
+                history.save()
         assert not history.saved
         assert MemoryStore.open(tmp_path / "store").active() == []
-        history.save(history.store)
+        history.save()
         assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id, SECOND.id]
+
+    def test_that_would_lose_sight_of_another_processs_lesson_is_refused(self, tmp_path: Path) -> None:
+        ours, theirs = History(store(tmp_path / "store")), History(MemoryStore.open(tmp_path / "store"))
+        theirs.learn(FIRST)
+        theirs.save()
+        ours.learn(SECOND)
+        with pytest.raises(StoreError, match=r"another process changed the store since it was loaded; nothing was changed: load it again"):
+            ours.save()
+        assert not ours.saved
+        assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id]
+        theirs.learn(THIRD)
+        theirs.save()
+        assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id, THIRD.id]
+
+    def test_goes_on_where_only_tags_came_or_lessons_came_and_went(self, tmp_path: Path) -> None:
+        history = History(store(tmp_path / "store"))
+        other = MemoryStore.open(tmp_path / "store")
+        other.append(FIRST)
+        other.revert(FIRST.id)
+        other.gc()
+        other.tag("here")
+        history.learn(FIRST)
+        history.save()
+        assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id]
+        assert MemoryStore.open(tmp_path / "store").verify() == []
+        assert state(History(MemoryStore.open(tmp_path / "store"))) == state(history)
+
+    def test_a_view_is_its_own_also_where_its_store_object_saw_more(self, tmp_path: Path) -> None:
+        history = History(store(tmp_path / "store"))
+        assert history.store is not None
+        MemoryStore.open(tmp_path / "store").append(FIRST)
+        history.store.tag("now-it-reads-the-new-history")
+        assert history.active() == []
+        assert not len(state(history)["0"])
+        history.learn(SECOND)
+        with pytest.raises(StoreError, match="another process changed the store"):
+            history.save()
 
 
 def test_a_models_rows_follow_its_history() -> None:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -14,7 +19,8 @@ from memgraft.errors import GraftError, StoreError
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.persistence import load, save
-from memgraft.store import MemoryStore
+from memgraft.store import MemoryStore, files
+from memgraft.store.folder import describe
 from tests.models import random_rows, save_tiny_model, tiny_graft, tiny_model, tiny_tokenizer
 
 TEXTS = ["The ship left the harbour in the morning.", "1 + 1 = 2", "Grüße aus dem Norden", "A lamp, a table and a chair."]
@@ -103,6 +109,93 @@ def test_saving_elsewhere_makes_a_whole_new_store(folder: Path, tmp_path: Path) 
     assert torch.equal(logits(load(tmp_path / "new")), logits(model))
 
 
+KILLED = """
+import os, signal, sys
+import torch
+torch.set_num_threads(1)
+from memgraft.store import MemoryStore, files
+from tests.models import random_rows, tiny_graft
+from memgraft.commits import Commit
+
+target = sys.argv[1]
+files.sync = lambda descriptor: None  # a kill loses nothing that was written
+model = tiny_graft()
+for number in range(3):
+    model.history.learn(Commit({"0": random_rows([number], seed=number)}, str(number), {}, "0" * 64))
+
+def child(k):
+    calls = 0
+    def wrapped(primitive):
+        def call(*args):
+            nonlocal calls
+            calls += 1
+            if calls == k:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return primitive(*args)
+        return call
+    for name in ("open_new", "write", "sync", "rename", "make_folder"):
+        setattr(files, name, wrapped(getattr(files, name)))
+    model.save(target)
+
+for k in range(1, 1000):
+    pid = os.fork()
+    if pid == 0:
+        child(k)
+        os._exit(0)
+    _, status = os.waitpid(pid, 0)
+    there = os.path.exists(target)
+    print(k, os.WTERMSIG(status), len(MemoryStore.open(target).active()) if there else "none", flush=True)
+    if there:
+        assert MemoryStore.open(target).verify() == []
+        break
+"""
+
+
+def test_a_process_killed_while_it_saves_into_a_new_folder_leaves_all_lessons_or_no_store(tmp_path: Path) -> None:
+    root = Path(__file__).resolve().parents[1]
+    command = [sys.executable, "-c", KILLED, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=root)
+    assert done.returncode == 0, done.stderr
+    *before, last = [line.split()[1:] for line in done.stdout.splitlines()]
+    assert len(before) > 40
+    assert all(outcome == ["9", "none"] for outcome in before)
+    assert last[1] == "3"
+
+
+def test_saving_elsewhere_that_fails_leaves_the_model_with_its_own_store(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = grafted(folder)
+    first = lesson(model, 1)
+    model.save(tmp_path / "old")
+    second = lesson(model, 2)
+
+    def full_disk(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "rename", full_disk)
+        with pytest.raises(StoreError, match="no space left"):
+            model.save(tmp_path / "new")
+    assert not model.history.saved
+    model.save(tmp_path / "old")
+    assert MemoryStore.open(tmp_path / "old").active() == [first.id, second.id]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "old"]
+
+
+def test_two_models_of_one_store_dont_lose_each_others_lessons(folder: Path, tmp_path: Path) -> None:
+    grafted(folder).save(tmp_path / "store")
+    ours, theirs = load(tmp_path / "store"), load(tmp_path / "store")
+    first, second = lesson(ours, 1), lesson(theirs, 2)
+    ours.save(tmp_path / "store")
+    with pytest.raises(StoreError, match="save into a new folder and add that with `memgraft merge`"):
+        theirs.save(tmp_path / "store")
+    assert MemoryStore.open(tmp_path / "store").active() == [first.id]
+    theirs.save(tmp_path / "theirs")
+    MemoryStore.open(tmp_path / "store").merge(MemoryStore.open(tmp_path / "theirs"))
+    assert MemoryStore.open(tmp_path / "store").active() == [first.id, second.id]
+
+
 def test_saving_over_something_else_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("keep me")
@@ -135,6 +228,36 @@ def test_a_model_made_in_memory_is_named_when_its_store_is_loaded(folder: Path, 
     with pytest.raises(GraftError, match="LlamaForCausalLM"):
         load(tmp_path / "store")
     assert torch.equal(logits(load(tmp_path / "store", model=str(folder))), logits(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "problem"),
+    [
+        ("usage", {"0.size": None}, "0.size: expected the numbers of batches and tokens"),
+        ("usage", {"0.energy": torch.zeros(3)}, "0.energy: expected torch.float32 of shape (M,), a value for each slot"),
+        ("usage", {"0.slots": None}, "0.slots: expected torch.int64"),
+        ("config", {"kind": 5}, "background.kind: Input should be a valid string"),
+        ("config", {"tokens": "many"}, "background.tokens: Input should be a valid integer"),
+    ],
+)
+def test_usage_and_background_that_make_no_sense_are_refused_with_file_and_field(
+    folder: Path, tmp_path: Path, name: str, change: dict[str, Any], problem: str
+) -> None:
+    grafted(folder).save(tmp_path / "store")
+    store = MemoryStore.open(tmp_path / "store")
+    if name == "usage":
+        tensors = {key: tensor for key, tensor in {**store.usage_tensors(), **change}.items() if tensor is not None}
+        file, data = "usage.safetensors", safetensors.torch.save(tensors)
+    else:
+        config = json.loads((store.path / "config.json").read_text())
+        file, data = "config.json", json.dumps({**config, "background": {**config["background"], **change}}).encode()
+    (store.path / file).write_bytes(data)
+    manifest = json.loads((store.path / "manifest.json").read_text())
+    manifest["files"][file] = describe(data)
+    (store.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError) as error:
+        load(store.path)
+    assert f"{file}: {problem}" in str(error.value)
 
 
 class TestAnotherBase:

@@ -103,6 +103,6 @@ def _work(model: GraftedModel, path: Path, data: Path, recipe: Recipe, kill_at: 
     with store.lock():
         if not store.active():
             learn(model, data, message="m", recipe=recipe, test=False, checkpoints=checkpoints, on_step=on_step)
-            model.history.save(store)
+            model.history.save()
         checkpoints.remove()
     return calls

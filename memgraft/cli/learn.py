@@ -10,7 +10,7 @@ import typer
 
 from memgraft.cli.check import FORGOT, background_probe, read_probes
 from memgraft.cli.console import print_json, short
-from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted, writing
+from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_limit, writing
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.cli.recipes import build_recipe
 from memgraft.cli.running import told
@@ -30,8 +30,25 @@ def learn(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="What to teach, .jsonl or .txt.", show_default=False)],
     message: Annotated[str, typer.Option("--message", "-m", help="What the lesson is about, for the log.", show_default=False)],
     ranking: Annotated[RankingName | None, typer.Option(help="Rule that scores the slots a batch reads.", show_default="tfidf")] = None,
-    t: Annotated[int | None, typer.Option("--t", help="Slots that may change in a step.", show_default="1000")] = None,
-    rows: Annotated[int | None, typer.Option(help="Rows per fact that the lesson keeps, on average.", show_default="300")] = None,
+    t: Annotated[
+        str | None,
+        typer.Option(
+            "--t",
+            parser=parse_limit,
+            metavar="N|none",
+            help="Slots that may change in a step; none: every slot with a positive score.",
+            show_default="1000",
+        ),
+    ] = None,
+    rows: Annotated[
+        str | None,
+        typer.Option(
+            parser=parse_limit,
+            metavar="N|none",
+            help="Rows per fact that the lesson keeps, on average; none: all that it changed.",
+            show_default="300",
+        ),
+    ] = None,
     writer: Annotated[WriterName | None, typer.Option(help="Rule that changes them.", show_default="least-interference")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
@@ -85,6 +102,7 @@ def learn(
     """Teach a data file and add the lesson to the store.
 
     Whatever stops it, an error, Ctrl-C or SIGTERM, leaves the store as it was, but for a checkpoint of a long lesson to go on from.
+    A lesson that a gate refuses leaves none: resumed, it would be refused again.
     """
     _check_message(message)
     _open(store)

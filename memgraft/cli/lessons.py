@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from memgraft.cli.console import first_line, plain, print_table, say, short
 
 if TYPE_CHECKING:
-    from memgraft.store import MemoryStore, Overlap
+    from memgraft.store import MemoryStore, Overlap, Record
+    from memgraft.store.record import FactRecord
 
 
 def describe(store: MemoryStore, prefix: str) -> dict[str, Any]:
@@ -37,44 +39,54 @@ def overlap_json(overlap: Overlap) -> dict[str, Any]:
 
 def print_lesson(lesson: dict[str, Any]) -> None:
     """What a lesson taught and wrote."""
-    record = lesson["record"]
-    facts = record.get("facts") or []
-    if facts:
-        print_facts(facts)
+    record = record_of(lesson)
+    if record.facts:
+        print_facts(record.facts)
         say("")
-    say(summary(lesson))
-    for text in overlap_lines(record.get("overlaps", []), "wrote to {slots} slots of the earlier lesson"):
+    say(summary(lesson, record))
+    for text in earlier_overlaps(record):
         say(text)
     say(f"lesson {short(lesson['id'])}: {first_line(lesson['message'])}")
 
 
-def print_facts(facts: list[dict[str, Any]]) -> None:
+def record_of(lesson: dict[str, Any]) -> Record:
+    """The record in what `describe` gave."""
+    from memgraft.store import Record
+
+    return Record.model_validate(lesson["record"])
+
+
+def print_facts(facts: Sequence[FactRecord]) -> None:
     """One line a fact: whether it was learned, what was asked and expected, what the model said before and after."""
     columns = ("learned", "fact", "question", "expected", "before", "after")
-    keys = ("name", "question", "expected", "before", "after")
-    rows = [("yes" if fact["learned"] else "no", *(fact.get(key) for key in keys)) for fact in facts]
+    rows = [("yes" if f.learned else "no", f.name, f.question, f.expected, f.before, f.after) for f in facts]
     print_table(columns, rows)
 
 
-def summary(lesson: dict[str, Any]) -> str:
+def summary(lesson: dict[str, Any], record: Record) -> str:
     """Lines of numbers: facts, rows, bytes, time."""
-    record = lesson["record"]
-    facts = record.get("facts") or []
+    facts = record.facts
     lines = []
     if facts:
-        unseen = sum(bool(fact.get("unseen_wording")) for fact in facts)
+        learned, unseen = sum(fact.learned for fact in facts), sum(fact.unseen_wording for fact in facts)
         asked = "all" if unseen == len(facts) else f"{unseen} of them"
-        lines.append(f"{record['learned']} of {len(facts)} facts learned ({asked} asked in a wording that was not taught)")
+        lines.append(f"{learned} of {len(facts)} facts learned ({asked} asked in a wording that was not taught)")
     rows = sum(lesson["rows"].values())
-    per_batch = f", {record['rows_per_batch']:.1f} per {'fact' if facts else 'example'}" if "rows_per_batch" in record else ""
+    per_batch = "" if record.rows_per_batch is None else f", {record.rows_per_batch:.1f} per {'fact' if facts else 'example'}"
     by_table = ", ".join(f"{count:,} in table {table}" for table, count in lesson["rows"].items())
     tables = f" ({by_table})" if len(lesson["rows"]) > 1 else ""
     lines.append(f"{rows:,} rows written{tables}{per_batch}; {human_bytes(lesson['bytes'])}")
-    if "seconds" in record:
-        lines.append(f"taught in {record['seconds']:.1f} s")
-    if not record.get("overlaps"):
+    if record.seconds is not None:
+        lines.append(f"taught in {record.seconds:.1f} s")
+    if not record.overlaps:
         lines.append("no overlap with earlier lessons")
     return "\n".join(lines)
+
+
+def earlier_overlaps(record: Record) -> list[str]:
+    """A line for each earlier lesson on slots of this one."""
+    overlaps = [overlap.model_dump() for overlap in record.overlaps]
+    return overlap_lines(overlaps, "wrote to {slots} slots of the earlier lesson")
 
 
 def overlap_lines(overlaps: list[dict[str, Any]], text: str) -> list[str]:

@@ -40,5 +40,5 @@ def _utc(when: str) -> str:
     """A stored time for people; as it stands where it is no ISO time."""
     try:
         return datetime.fromisoformat(when).astimezone(timezone.utc).strftime("%Y-%m-%d %H:%M")
-    except ValueError:
+    except (ValueError, OverflowError):
         return when

@@ -20,6 +20,7 @@ DtypeName = Literal["auto", "bfloat16", "float32"]
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Memory store: the folder that `memgraft graft` made.", show_default=False)]
 Lesson = Annotated[str, typer.Argument(metavar="ID", help="Id of a lesson, or its first characters; see `log`.", show_default=False)]
+NONE = "none"  # what says on the command line that a setting has no value; one that is not given is the recipe's
 POINT = "a tag, a lesson's id (right after it was learned), start or now"
 RetaughtData = Annotated[
     list[Path],
@@ -45,6 +46,16 @@ def parse_count(text: str) -> int:
     if not 0 < count < 2**62:
         raise typer.BadParameter(f"expected a whole number above 0 such as 65536 or 2^16, got {text!r}")
     return count
+
+
+def parse_limit(text: str) -> str:
+    """A count in digits, or none. typer.BadParameter for anything else."""
+    if text == NONE:
+        return text
+    try:
+        return str(parse_count(text))
+    except typer.BadParameter as error:
+        raise typer.BadParameter(f"expected a whole number above 0, or {NONE}, got {text!r}") from error
 
 
 def parse_layers(text: str) -> tuple[int, ...] | None:
@@ -79,11 +90,9 @@ def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, tru
 @contextmanager
 def writing(grafted: GraftedModel, store: Path) -> Iterator[MemoryStore]:
     """Keeps other writers out of the store that a model was loaded from. StoreError where it has changed since."""
-    from memgraft.store import MemoryStore
-
     own = grafted.history.store
     assert own is not None
     with own.lock():
-        if MemoryStore.open(store).history() != own.history():
+        if not grafted.history.current():
             raise StoreError(f"{store}: another process changed the store just now; nothing was changed: try again")
         yield own

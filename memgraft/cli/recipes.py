@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memgraft.cli.options import settings_of
+from memgraft.cli.options import NONE, settings_of
 from memgraft.errors import DataError, TeachingError
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def build_recipe(
 
     Args:
         file: JSON with any fields of a recipe, such as `show --json` prints under "recipe".
-        settings: fields of the recipe itself; those that are None were not given.
+        settings: fields of the recipe itself, `none` for no value; those that are None were not given.
         writer, learning_rate, background_weight: of the writer; another writer than the file's starts from its own defaults.
 
     Raises:
@@ -39,7 +39,7 @@ def build_recipe(
         raise TeachingError(f"--mu is a setting of the writer least-interference, not of {rule['name']}; leave it out")
     own = {"learning_rate": learning_rate, "background_weight": background_weight}
     rule |= {name: value for name, value in own.items() if value is not None}
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: None if value == NONE else value for name, value in settings.items() if value is not None}
     with settings_of("the lesson can't be taught like this", TeachingError):
         return Recipe.model_validate({**base.model_dump(), **given, "writer": rule})
 

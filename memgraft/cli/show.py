@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from memgraft.cli.console import print_json, say
-from memgraft.cli.lessons import describe, overlap_lines, print_facts, print_history, summary
+from memgraft.cli.lessons import describe, earlier_overlaps, overlap_lines, print_facts, print_history, record_of, summary
 from memgraft.cli.options import Json, Lesson, Store
 
 
@@ -20,19 +20,19 @@ def show(store: Store, lesson: Lesson, json: Json = False) -> None:
     if json:
         print_json(found)
         return
+    record = record_of(found)
     print_history(found)
     say("recipe  " + ", ".join(_setting(name, value) for name, value in found["recipe"].items()))
-    for line in summary(found).splitlines():
+    for line in summary(found, record).splitlines():
         say(line)
     for text in (
-        *overlap_lines(found["record"].get("overlaps", []), "wrote to {slots} slots of the earlier lesson"),
+        *earlier_overlaps(record),
         *overlap_lines(found["later_overlaps"], "{slots} of its slots were written again by the later lesson"),
     ):
         say(text)
-    facts = found["record"].get("facts")
-    if facts:
+    if record.facts:
         say("")
-        print_facts(facts)
+        print_facts(record.facts)
 
 
 def _setting(name: str, value: Any) -> str:

@@ -3,6 +3,7 @@
 from memgraft.store.lessons import Overlap, RevertReport
 from memgraft.store.manifest import HistoryEntry
 from memgraft.store.merge import Conflict, MergeReport
+from memgraft.store.record import Record
 from memgraft.store.spec import FORMAT_VERSION, StoreSpec
 from memgraft.store.store import GcReport, MemoryStore
 
@@ -14,6 +15,7 @@ __all__ = [
     "MemoryStore",
     "MergeReport",
     "Overlap",
+    "Record",
     "RevertReport",
     "StoreSpec",
 ]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from memgraft.commits import Rows
-    from memgraft.store.store import MemoryStore
+    from memgraft.store.reading import StoreReader
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Diff:
     tables: dict[str, TableDiff]
 
 
-def compare_points(store: MemoryStore, a: str, b: str) -> Diff:
+def compare_points(store: StoreReader, a: str, b: str) -> Diff:
     """The difference of two points, which are given as to `MemoryStore.state`."""
     before, after = (store.manifest.active(store.manifest.position(point)) for point in (a, b))
     shared = set(before) & set(after)

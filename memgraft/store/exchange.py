@@ -17,6 +17,7 @@ from memgraft.errors import StoreError
 from memgraft.store import files, lessons
 from memgraft.store.identity import Identity
 from memgraft.store.manifest import check_version, first_problem, parse
+from memgraft.store.record import check_record
 from memgraft.store.spec import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def import_lesson(path: Path, identity: Identity) -> Commit:
     problem = identity.mismatch(theirs)
     if problem:
         raise StoreError(f"{path}: the lesson does not fit this store: {problem}")
+    check_record(about["record"], str(path), "export the lesson again")
     changes = lessons.decode(data, identity.memory, str(path))
     commit = Commit(changes, about["message"], about["recipe"], about["data_sha256"], about["record"])
     if commit.id != about["id"]:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from memgraft.errors import StoreError
 from memgraft.store import files
 from memgraft.store.manifest import (
+    CHECKPOINT,
     COMMITS,
     CONFIG,
     DATA,
@@ -79,8 +80,7 @@ def read_spec(root: Path, manifest: Manifest) -> StoreSpec:
 
 def size_problems(root: Path, manifest: Manifest) -> Iterator[str]:
     """Files that are missing, links, or not of the size that the manifest gives."""
-    kept = any(name.startswith(f"{DATA}/") for name in manifest.files)
-    for folder in (COMMITS, RECORDS, *[DATA] * kept):
+    for folder in sorted({name.partition("/")[0] for name in manifest.files if "/" in name}):  # empty ones get lost in git and uploads
         if not files.is_real_folder(root / folder):
             yield f"{root / folder}: missing, or not a real folder"
             return
@@ -176,6 +176,7 @@ def _put_back(root: Path, manifest: Manifest, error: BaseException) -> None:
 
 def _remove_orphans(root: Path, manifest: Manifest) -> None:
     """Removes what a crash left: lesson files that the manifest does not list, and temporary files."""
+    _remove(root, [files.temporary_path(root / CHECKPOINT).name])
     for folder in (COMMITS, RECORDS, DATA):
         if not files.is_real_folder(root / folder):
             continue

@@ -14,6 +14,7 @@ from memgraft.canonical import canonical_json
 from memgraft.config import MemoryConfig
 from memgraft.errors import StoreError
 from memgraft.store.manifest import check_version, parse
+from memgraft.store.record import check_record
 
 # Torch is imported where it is used: `memgraft log` reads the history without it.
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def encode(commit: Commit, memory: MemoryConfig, where: str) -> tuple[bytes, byt
         record = canonical_json(dict(commit.record))
     except (TypeError, ValueError) as error:
         raise StoreError(f"{where}: the lesson's message, recipe or record is not plain JSON: {error}; nothing was changed") from error
+    check_record(parse(record, where), where, "nothing was changed")
     # One metadata key only: the order of several differs from run to run, and so would the bytes.
     return safetensors.torch.save(tensors_of(commit.changes), {"memgraft": header.decode()}), header + b"\n", record + b"\n"
 
@@ -122,6 +124,7 @@ def decode_header(data: bytes, where: str) -> dict[str, Any]:
 
 def read_slots(path: Path, memory: MemoryConfig) -> dict[str, Tensor]:
     """The slots (R,) int64 per table of a lesson's file, without reading its values or checking its digest."""
+    import torch
     from safetensors import SafetensorError, safe_open
 
     from memgraft.commits import Rows
@@ -139,7 +142,7 @@ def read_slots(path: Path, memory: MemoryConfig) -> dict[str, Tensor]:
         problem = _unknown_table(table, memory)
         if problem is None:
             try:
-                problem = Rows(ids, ids.new_zeros((len(ids), 0)).float()).problem(memory.slots, 0)
+                problem = Rows(ids, torch.zeros(len(ids), 0)).problem(memory.slots, 0)
             except (TypeError, ValueError) as error:
                 problem = str(error)
         if problem:

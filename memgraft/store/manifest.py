@@ -25,6 +25,7 @@ BACKGROUND = "background.jsonl"
 COMMITS = "commits"
 RECORDS = "records"
 DATA = "data"
+CHECKPOINT = ".checkpoint.safetensors"  # of a lesson that was stopped; no part of the store
 FIXED = (CONFIG, MEMORY, USAGE, BACKGROUND)
 MANIFEST_LIMIT = 256 << 20  # bytes, some 400,000 lessons
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from memgraft.errors import StoreError
 from memgraft.store import lessons
 from memgraft.store.draft import Draft
-from memgraft.store.manifest import HistoryEntry, Manifest
+from memgraft.store.manifest import DATA, HistoryEntry, Manifest, changes_name
 
 if TYPE_CHECKING:
     from memgraft.store.store import MemoryStore
@@ -67,21 +67,25 @@ def missing_entries(ours: Manifest, theirs: Manifest) -> list[HistoryEntry]:
 def take_over(draft: Draft, here: MemoryStore, other: MemoryStore) -> MergeReport:
     """Adds the missing entries of another store to a draft. Conflicts are in the report; the draft has them summed.
 
-    Lessons that come are checked as a whole before any of them is taken.
+    Lessons that come are checked as a whole before any of them is taken, those that were taken back as well: they may be learned again.
     """
     ours, theirs = draft.manifest, other.manifest
     for entry in missing_entries(ours, theirs):
         draft.take(entry)
     after = Manifest.model_construct(files={}, history=draft.history, tags={})
-    for name in sorted(after.expected_files().difference(ours.files)):
-        draft.change.files[name] = functools.partial(other.read_member, name)
+    expected = after.expected_files()
+    _check_tags(ours, expected, f"{other.path}: can't be merged into {here.path}")
+    for name in sorted(expected.difference(ours.files)):
+        read = other.read_data if name.startswith(DATA) else other.read_member
+        draft.change.files[name] = functools.partial(read, name)
     merged = after.active()
     active, foreign = ours.active(), theirs.active()
     here_before, there, then = set(active), set(foreign), set(merged)
     learned = tuple(id for id in merged if id not in here_before)
     reverted = tuple(id for id in active if id not in then)
-    for id in learned:
-        other.commit(id)
+    for id in dict.fromkeys(entry.commit for entry in draft.change.entries if entry.op == "learn"):
+        if changes_name(id) in theirs.files:
+            other.commit(id)
     only_here = [id for id in active if id in then and id not in there]
     gone_there = [id for id in foreign if id not in then]
     messages = {entry.commit: entry.message for entry in (*ours.history, *theirs.history)}
@@ -91,6 +95,17 @@ def take_over(draft: Draft, here: MemoryStore, other: MemoryStore) -> MergeRepor
         *_shared(here, only_here, here, reverted, messages),
     )
     return MergeReport(learned, reverted, conflicts)
+
+
+def _check_tags(ours: Manifest, expected: Collection[str], where: str) -> None:
+    """StoreError where a tag needs a lesson whose files are not among those expected."""
+    for tag, position in ours.tags.items():
+        for id in ours.active(position):
+            if changes_name(id) not in expected:
+                raise StoreError(
+                    f"{where}: it removed the lesson {id[:12]}, which the tag {tag!r} needs; nothing was changed: "
+                    f"remove the tag first, with `memgraft tag --delete`"
+                )
 
 
 def _shared(

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import filelock
 
@@ -21,15 +21,14 @@ from memgraft.store import manifest as layout
 from memgraft.store import merge as merging
 from memgraft.store.create import build_store
 from memgraft.store.draft import Draft
-from memgraft.store.identity import Identity
 from memgraft.store.manifest import HistoryEntry, Manifest
+from memgraft.store.reading import StoreReader
 from memgraft.store.spec import StoreSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from memgraft.commits import Commit, DataFile, Rows
-    from memgraft.store.diff import Diff
+    from memgraft.commits import Commit
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class GcReport:
     bytes: int
 
 
-class MemoryStore:
+class MemoryStore(StoreReader):
     """A grafted memory on disk: configuration, keys, usage, background text, and the lessons taught to it.
 
     Opening reads the manifest and the configuration and checks the size of every file; tensors are read when asked for,
@@ -49,9 +48,7 @@ class MemoryStore:
 
     def __init__(self, path: Path, spec: StoreSpec, manifest: Manifest) -> None:
         """For `open` and `create` to call."""
-        self.path = path
-        self.spec = spec
-        self._manifest = manifest
+        super().__init__(path, spec, manifest)
         self._lock = filelock.FileLock(path / files.LOCK)
 
     @classmethod
@@ -62,9 +59,14 @@ class MemoryStore:
         memory: Mapping[str, Tensor],
         usage: Mapping[str, Tensor],
         background_texts: Iterable[str],
+        lessons: Iterable[Commit] = (),
     ) -> MemoryStore:
-        """Makes a store without lessons at `path`, which must not exist or be an empty folder. It appears whole or not at all."""
-        return cls.open(build_store(Path(path), spec, memory, usage, background_texts))
+        """Makes a store at `path`, which must not exist or be an empty folder. It appears whole, with all lessons, or not at all.
+
+        Args:
+            lessons: what it has learned, in order; they are taken one at a time.
+        """
+        return cls.open(build_store(Path(path), spec, memory, usage, background_texts, lessons))
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> MemoryStore:
@@ -77,125 +79,6 @@ class MemoryStore:
         if problem:
             raise StoreError(f"{problem}; restore it from a copy of the store")
         return cls(root, folder.read_spec(root, manifest), manifest)
-
-    def memory_tensors(self) -> dict[str, Tensor]:
-        """The memory layers' own tensors (query projections, sub-keys, scale, gates), by the names they were stored under."""
-        return self._tensors(layout.MEMORY)
-
-    def usage_tensors(self) -> dict[str, Tensor]:
-        """The background usage, by the names it was stored under."""
-        return self._tensors(layout.USAGE)
-
-    def background_texts(self) -> list[str]:
-        """The texts that the usage was counted on."""
-        texts = []
-        for number, line in enumerate(self.read_member(layout.BACKGROUND).split(b"\n")[:-1], start=1):
-            where = f"{self.path / layout.BACKGROUND}:{number}"
-            value = layout.parse(line, where)
-            if set(value) != {"text"} or not isinstance(value["text"], str):
-                raise StoreError(f'{where}: expected {{"text": "…"}}; restore the file from a copy of the store')
-            texts.append(value["text"])
-        return texts
-
-    def history(self) -> list[HistoryEntry]:
-        """What was learned and reverted, oldest first. Reads nothing from disk."""
-        return list(self._manifest.history)
-
-    def active(self) -> list[str]:
-        """Ids of the lessons that were learned and not reverted since, in the order in which they were learned."""
-        return self._manifest.active()
-
-    def resolve(self, prefix: str) -> str:
-        """The full id of the one lesson in the history whose id starts with `prefix`."""
-        return self._manifest.resolve(prefix)
-
-    def header(self, prefix: str) -> dict[str, Any]:
-        """A lesson's message, recipe, data_sha256 and format_version."""
-        name = layout.header_name(self.resolve(prefix))
-        return lessons.decode_header(self.read_member(name), str(self.path / name))
-
-    def record(self, prefix: str) -> dict[str, Any]:
-        """What was measured when the lesson was learned, the last time if several."""
-        commit = self.resolve(prefix)
-        return self.read_json(layout.record_name(commit, self._manifest.times_learned(commit)))
-
-    def read_member(self, name: str) -> bytes:
-        """A file of the store by its name in the manifest; its digest is checked."""
-        return folder.read_member(self.path, name, self._manifest)
-
-    def read_json(self, name: str) -> dict[str, Any]:
-        """A JSON member of the store by its name in the manifest."""
-        return layout.parse(self.read_member(name), str(self.path / name))
-
-    def read_data(self, name: str) -> bytes:
-        """A kept data file by its name in the manifest; its name is its digest."""
-        data = self.read_member(name)
-        if files.sha256(data) != name.partition("/")[2].partition(".")[0]:
-            raise StoreError(f"{self.path / name}: its SHA-256 is not its name; restore it from a copy of the store")
-        return data
-
-    def data(self, prefix: str) -> DataFile | None:
-        """The file that a lesson was taught from, where the store was told to keep it."""
-        from memgraft.commits import DataFile
-
-        name = self._manifest.data_name(self.resolve(prefix))
-        return None if name is None else DataFile("txt" if name.endswith(".txt") else "jsonl", self.read_data(name))
-
-    def commit(self, prefix: str) -> Commit:
-        """A lesson of the history, active or not, with its row changes; digests and content are checked."""
-        from memgraft.commits import Commit
-
-        id = self.resolve(prefix)
-        header = self.header(id)
-        commit = Commit(self.changes(id), header["message"], header["recipe"], header["data_sha256"], self.record(id))
-        if commit.id != id:
-            where = self.path / layout.changes_name(id)
-            raise StoreError(f"{where}: holds another lesson, {commit.id[:12]}; restore it from a copy of the store")
-        return commit
-
-    def changes(self, id: str) -> dict[str, Rows]:
-        """The row changes of a lesson, by its full id, per value table; their digest is checked."""
-        name = layout.changes_name(id)
-        return lessons.decode(self.read_member(name), self.spec.memory, str(self.path / name))
-
-    def slots(self, id: str) -> dict[str, Tensor]:
-        """The slots (R,) int64 that a lesson wrote, by its full id, per value table, without a look at values or digest."""
-        return lessons.read_slots(folder.member_path(self.path, layout.changes_name(id), self._manifest), self.spec.memory)
-
-    def state(self, at: str = "now") -> dict[str, Rows]:
-        """Per value table the rows that lessons wrote: the fp32 sum of the changes of the lessons active at a point, in order.
-
-        Bit for bit what it would be had the reverted lessons never been learned, the set of slots included.
-
-        Args:
-            at: a tag, the id of a lesson (right after it was learned), `now` or `start`.
-        """
-        from memgraft.commits import union_slots
-
-        active = self._manifest.active(self._manifest.position(at))
-
-        def slots_of(table: str) -> Iterator[Tensor]:
-            for id in active:
-                slots = self.slots(id)
-                if table in slots:
-                    yield slots[table]
-
-        slots = {table: union_slots(slots_of(table)) for table in self.spec.memory.tables}
-        return lessons.sum_changes((self.changes(id) for id in active), slots, self.spec.memory.hidden_size)
-
-    def overlaps(self, prefix: str) -> list[lessons.Overlap]:
-        """The active lessons learned after this one that wrote to some of its slots: what `revert` would report."""
-        return self._overlaps(self._manifest, self.resolve(prefix))
-
-    def diff(self, a: str, b: str) -> Diff:
-        """What lies between two points of the history; points as in `state`."""
-        from memgraft.store.diff import compare_points
-
-        return compare_points(self, a, b)
-
-    def tags(self) -> dict[str, int]:
-        """Tags, and how many entries the history had at each."""
-        return dict(self._manifest.tags)
 
     def tag(self, name: str, point: str = "now") -> int:
         """Gives a point of the history a name, a new one if it has the name already; the number of entries at that point."""
@@ -334,16 +217,6 @@ class MemoryStore:
         self._change(learn)
         return lessons.RevertReport(commit.id, commit.rows, tuple(found))
 
-    @property
-    def identity(self) -> Identity:
-        """What lessons of this store were written for."""
-        return Identity.of(self.spec, self._manifest)
-
-    @property
-    def manifest(self) -> Manifest:
-        """The manifest that this object reads by."""
-        return self._manifest
-
     def verify(self) -> list[str]:
         """Reads the whole store and checks every digest, id and number; what is wrong, a line each, none when all is well."""
         from memgraft.store.verify import problems
@@ -372,17 +245,3 @@ class MemoryStore:
 
     def _disk_bytes(self) -> int:
         return sum(path.stat().st_size for path in self.path.rglob("*") if path.is_file() and path.name not in (files.LOCK, files.WRITER))
-
-    def _overlaps(self, manifest: Manifest, id: str) -> list[lessons.Overlap]:
-        active = manifest.active()
-        if id not in active:
-            return []
-        changes = self.changes(id)
-        messages = {entry.commit: entry.message for entry in manifest.history}
-        found = []
-        for later in active[active.index(id) + 1 :]:
-            found.append(lessons.overlap_of(later, messages[later], changes, self.slots(later)))
-        return [overlap for overlap in found if overlap is not None]
-
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        return lessons.load_tensors(self.read_member(name), str(self.path / name))

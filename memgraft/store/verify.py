@@ -12,10 +12,10 @@ from memgraft.store import manifest as layout
 
 if TYPE_CHECKING:
     from memgraft.store.manifest import HistoryEntry, Manifest
-    from memgraft.store.store import MemoryStore
+    from memgraft.store.reading import StoreReader
 
 
-def problems(store: MemoryStore, manifest: Manifest) -> Iterator[str]:
+def problems(store: StoreReader, manifest: Manifest) -> Iterator[str]:
     """What is wrong with a store, a line each: sizes, digests, ids, numbers, and what is kept twice but differs."""
     wrong_sizes = list(folder.size_problems(store.path, manifest))
     yield from wrong_sizes
@@ -30,7 +30,7 @@ def problems(store: MemoryStore, manifest: Manifest) -> Iterator[str]:
             yield from _lesson_problems(store, entry)
     for name in manifest.files:
         if name.startswith(layout.RECORDS):
-            yield from _problem(functools.partial(store.read_json, name))
+            yield from _problem(functools.partial(store.read_record, name))
         elif name.startswith(layout.DATA):
             yield from _problem(functools.partial(store.read_data, name))
 
@@ -42,7 +42,7 @@ def _problem(check: Callable[[], object]) -> Iterator[str]:
         yield str(error)
 
 
-def _lesson_problems(store: MemoryStore, entry: HistoryEntry) -> Iterator[str]:
+def _lesson_problems(store: StoreReader, entry: HistoryEntry) -> Iterator[str]:
     where = store.path / layout.changes_name(entry.commit)
     try:
         lesson = store.commit(entry.commit)

@@ -97,6 +97,18 @@ def test_settings_reach_the_recipe_and_a_recipe_file_repeats_a_lesson(run: Run, 
     assert other["recipe"]["writer"]["name"] == "least-interference"
 
 
+def test_rows_and_t_can_be_without_a_limit(run: Run, store: Path, facts: Path, tmp_path: Path) -> None:
+    file = tmp_path / "recipe.json"
+    file.write_text(json.dumps({"t": 30, "rows": 20, "passes": 1, "wordings": 2}))
+    command = ("learn", store, facts, "-m", "boxes", "--recipe", file, "--no-test", "--json")
+    few = run(*command).json
+    assert (few["recipe"]["t"], few["recipe"]["rows"]) == (30, 20)
+    most = run(*command, "--t", "none", "--rows", "none").json
+    assert (most["recipe"]["t"], most["recipe"]["rows"]) == (None, None)
+    assert most["rows"]["0"] > 2 * 30 >= few["rows"]["0"]
+    assert run(*command, "--rows", "2^3", "--seed", "1").json["recipe"]["rows"] == 8
+
+
 def test_ask_prints_the_taught_models_answer_and_nothing_else(run: Run, taught: Path) -> None:
     model = load(taught)
     question = "What is in box A?"

@@ -81,7 +81,7 @@ def test_the_defaults_that_help_shows_are_those_in_force() -> None:
     recipe = Recipe.model_validate({})
     assert isinstance(recipe.writer, LeastInterference)
     learn = shown_defaults("learn")
-    for name in ("ranking", "t", "passes", "wordings", "loss", "seed"):
+    for name in ("ranking", "t", "rows", "passes", "wordings", "loss", "seed"):
         assert learn[name] == str(getattr(recipe, name)), name
     assert (learn["writer"], float(learn["mu"])) == (recipe.writer.name, recipe.writer.background_weight)
     assert recipe.until_loss is None

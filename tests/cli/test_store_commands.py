@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from memgraft.checkpoints import NAME
 from memgraft.store import MemoryStore
+from memgraft.store.folder import describe
 
 Run = Callable[..., Any]
 Digest = Callable[[Path], dict[str, str]]
@@ -65,6 +67,36 @@ def test_a_lesson_goes_to_another_store_as_a_file(run: Run, taught_store: Path, 
     assert run("import", store, file, "--json").json["id"] == first
     assert MemoryStore.open(store).active() == [first]
     assert "active already" in run("import", store, file).refused()
+
+
+@pytest.mark.parametrize("record", [{}, {"facts": [{"learned": True}], "overlaps": [{"lesson": "f" * 64, "shared_slots": 2}], "more": 1}])
+def test_a_lesson_with_a_record_from_elsewhere_is_shown(run: Run, taught_store: Path, record: dict[str, Any]) -> None:
+    store = MemoryStore.open(taught_store)
+    commit = store.commit(store.active()[0])
+    store.revert(commit.id)
+    store.append(replace(commit, record=record))
+    ended = run("show", taught_store, commit.id)
+    assert ended.code == 0, ended.err
+    assert ("1 of 1 facts learned" in ended.out) == ("facts" in record)
+    assert ("wrote to 2 slots of the earlier lesson ffffffffffff" in ended.out) == ("overlaps" in record)
+    assert run("show", taught_store, commit.id, "--json").json["record"] == record
+
+
+def test_show_refuses_a_record_that_makes_no_sense_with_file_and_field(run: Run, taught_store: Path) -> None:
+    id = MemoryStore.open(taught_store).active()[0]
+    name, data = f"records/{id}.json", b'{"facts":[{"question":"?"}]}'
+    (taught_store / name).write_bytes(data)
+    manifest = json.loads((taught_store / "manifest.json").read_text())
+    manifest["files"][name] = describe(data)
+    (taught_store / "manifest.json").write_text(json.dumps(manifest))
+    assert f"{name}: record: facts.0.learned: Field required; restore it" in run("show", taught_store, id).refused()
+
+
+def test_a_time_out_of_the_calendar_stops_no_log(run: Run, taught_store: Path) -> None:
+    manifest = json.loads((taught_store / "manifest.json").read_text())
+    manifest["history"][0]["when"] = "0001-01-01T00:00:00+23:59"
+    (taught_store / "manifest.json").write_text(json.dumps(manifest))
+    assert "0001-01-01T00:00:00+23:59" in run("log", taught_store).out
 
 
 def test_stores_are_merged(run: Run, taught_store: Path, store: Path) -> None:
@@ -130,7 +162,7 @@ def test_a_gate_that_falls_keeps_the_store_as_it_was_and_ends_with_2(
     text.write_text("ZQX ZQX QXZ 77\n" * 60)
     rough = ("--writer", "sgd", "--ranking", "all", "--learning-rate", "100", "--passes", "3", "--wordings", "3", "--no-test")
     before = digest_of(store)
-    ended = run("learn", store, facts, "-m", "roughly", *rough, "--gate", f"text:{text}")
+    ended = run("learn", store, facts, "-m", "roughly", *rough, "--gate", f"text:{text}", "--checkpoint-every", "0")
     assert ended.code == 2
     assert ended.err.splitlines()[-1].startswith("error: the lesson is not kept: prose text NLL")
     assert digest_of(store) == before

@@ -294,6 +294,13 @@ def test_a_lesson_file_whose_content_can_not_be_this_memory_s_is_refused(taught:
     assert any(id in line for line in store.verify())
 
 
+def test_slots_of_a_type_that_torch_can_not_compute_with_are_refused(taught: MemoryStore) -> None:
+    header = json.dumps({"slots.0": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}).encode()
+    id = taught.history()[0].commit
+    put(taught, f"commits/{id}.safetensors", struct.pack("<Q", len(header)) + header + b"\0")
+    refusal(MemoryStore.open(taught.path).state, f"{id}.safetensors: slots must be int64")
+
+
 @pytest.mark.parametrize(
     ("data", "problem"),
     [
@@ -310,6 +317,26 @@ def test_a_header_that_is_not_the_lesson_s_is_refused(taught: MemoryStore, data:
     put(taught, f"commits/{id}.json", data)
     refusal(lambda: MemoryStore.open(taught.path).commit(id), problem)
     assert any(problem in line for line in MemoryStore.open(taught.path).verify())
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"[]", "expected a JSON object"),
+        (b'{"seconds":"12"}', "record: seconds: Input should be a valid number"),
+        (b'{"facts":[{"learned":true},{"question":"?"}]}', "record: facts.1.learned: Field required"),
+        (b'{"losses":[[1,"nan"]]}', "record: losses.0.1: Input should be a valid number"),
+        (b'{"rows_per_batch":1e999}', "the number 1e999 is too large"),
+    ],
+)
+def test_a_record_that_can_not_be_read_is_refused_with_file_and_field(taught: MemoryStore, data: bytes, problem: str) -> None:
+    entry = next(entry for entry in taught.history() if entry.commit in taught.active())
+    put(taught, f"records/{entry.commit}.json", data)
+    store = MemoryStore.open(taught.path)
+    for use in (store.commit, store.record):
+        refusal(lambda use=use: use(entry.commit), f"{entry.commit}.json: ", problem)  # type: ignore[misc]
+    assert any(problem in line for line in store.verify())
+    store.revert(entry.commit)
 
 
 def test_a_lesson_that_is_not_the_one_its_name_says_is_refused(taught: MemoryStore, lesson: Lesson) -> None:

@@ -8,16 +8,17 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from memgraft.commits import Commit, Rows
+from memgraft.commits import Commit, DataFile, Rows
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, StoreSpec, files
 
-from .conftest import Lesson, Make
+from .conftest import MEMORY, TEXTS, USAGE, Lesson, Make
 
 PRIMITIVES = ("open_new", "write", "sync", "rename", "make_folder")
 Fail = Callable[[str], BaseException]
@@ -167,6 +168,35 @@ def test_a_store_is_made_whole_or_not_at_all(make: Make, disk: Disk, tmp_path: P
     assert MemoryStore.open(tmp_path / target).verify() == []
 
 
+def test_a_store_with_lessons_is_made_whole_or_not_at_all(disk: Disk, spec: StoreSpec, lesson: Lesson, tmp_path: Path) -> None:
+    content = b'{"text": "taught"}\n'
+    kept = Commit(lesson("x").changes, "kept", {}, files.sha256(content), {"seconds": 3}, DataFile("jsonl", content))
+    lessons = [lesson("a"), kept, replace(kept, message="again, with the same data")]
+    target = tmp_path / "deep/store"
+    for k, error in failures(disk, lambda: MemoryStore.create(target, spec, MEMORY, USAGE, TEXTS, lessons)):
+        assert "store: can't write" in str(error)
+        assert "nothing was changed" in str(error)
+        assert contents(tmp_path) == {}, k
+    store = MemoryStore.open(target)
+    assert store.verify() == []
+    assert [store.commit(id) for id in store.active()] == lessons
+    assert [store.data(taught.id) for taught in lessons] == [None, kept.data, kept.data]
+    assert contents(target).keys() == store.manifest.files.keys() | {"manifest.json", "commits", "records", "data"}
+
+
+@pytest.mark.parametrize("unfit", ["lesson", "lessons"])
+def test_a_store_is_not_made_where_a_lesson_can_not_be_stored(spec: StoreSpec, lesson: Lesson, tmp_path: Path, unfit: str) -> None:
+    def lessons() -> Iterator[Commit]:
+        yield lesson("a")
+        if unfit == "lessons":
+            raise StoreError("damaged where it comes from")
+        yield lesson("b", {"0": {99: 1.0}})
+
+    with pytest.raises(StoreError, match="damaged where it comes from" if unfit == "lessons" else "store: the lesson does not fit"):
+        MemoryStore.create(tmp_path / "store", spec, MEMORY, USAGE, TEXTS, lessons())
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs /proc to tell which file is flushed")
 def test_each_file_is_flushed_before_it_gets_its_name_and_the_manifest_is_the_last(
     taught: MemoryStore, lesson: Lesson, monkeypatch: pytest.MonkeyPatch
@@ -196,7 +226,8 @@ def test_each_file_is_flushed_before_it_gets_its_name_and_the_manifest_is_the_la
 
 def test_what_a_crash_left_is_ignored_and_removed_by_the_next_change(taught: MemoryStore, lesson: Lesson) -> None:
     before = listed(taught)
-    orphans = [f"commits/{'e' * 64}.safetensors", f"commits/.{'e' * 64}.json.tmp", f"records/{'e' * 64}.2.json", ".manifest.json.tmp"]
+    orphans = [f"commits/{'e' * 64}.safetensors", f"commits/.{'e' * 64}.json.tmp", f"records/{'e' * 64}.2.json"]
+    orphans += [".manifest.json.tmp", "..checkpoint.safetensors.tmp"]
     for name in orphans:
         (taught.path / name).write_bytes(b"cut sh")
     (taught.path / "commits/notes.txt").write_text("the user's own")

@@ -193,6 +193,54 @@ def test_a_damaged_store_is_not_merged(two: tuple[MemoryStore, MemoryStore], les
     assert len(ours.history()) == 1
 
 
+def test_a_lesson_that_was_taken_back_there_is_checked_as_well(two: tuple[MemoryStore, MemoryStore], lesson: Lesson) -> None:
+    """Else its files would stand in for the lesson when that is learned here."""
+    ours, theirs = two
+    real, other = lesson("real", {"0": {8: 1.0}}), lesson("other", {"0": {8: 9.0}})
+    for taught in (real, other):
+        theirs.append(taught)
+        theirs.revert(taught.id)
+    false = (theirs.path / f"commits/{other.id}.safetensors").read_bytes()
+    (theirs.path / f"commits/{real.id}.safetensors").write_bytes(false)
+    manifest = json.loads((theirs.path / "manifest.json").read_text())
+    manifest["files"][f"commits/{real.id}.safetensors"] = [len(false), files.sha256(false)]
+    (theirs.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=f"{real.id}.safetensors: holds another lesson"):
+        ours.merge(MemoryStore.open(theirs.path))
+    assert len(ours.history()) == 1
+
+
+def test_kept_data_that_is_not_what_its_name_says_is_not_merged(two: tuple[MemoryStore, MemoryStore], lesson: Lesson) -> None:
+    ours, theirs = two
+    content, false = b'{"text": "taught"}\n', b'{"text": "forged"}\n'
+    theirs.append(Commit(lesson("x", {"0": {2: 2.0}}).changes, "m", {}, files.sha256(content), {}, DataFile("jsonl", content)))
+    name = f"data/{files.sha256(content)}.jsonl"
+    (theirs.path / name).write_bytes(false)
+    manifest = json.loads((theirs.path / "manifest.json").read_text())
+    manifest["files"][name] = [len(false), files.sha256(false)]
+    (theirs.path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match="its SHA-256 is not its name"):
+        ours.merge(MemoryStore.open(theirs.path))
+    assert len(ours.history()) == 1
+
+
+def test_a_merge_does_not_remove_what_a_tag_needs(two: tuple[MemoryStore, MemoryStore], lesson: Lesson) -> None:
+    ours, theirs = two
+    shared = ours.active()[0]
+    ours.tag("kept")
+    before = bits(ours.state("kept"))
+    theirs.revert(shared)
+    theirs.append(lesson("shared", {"0": {1: 1.0}}))
+    theirs.revert(shared)
+    theirs.gc()
+    with pytest.raises(StoreError, match=rf"removed the lesson {shared[:12]}, which the tag 'kept' needs; nothing was changed: .* tag"):
+        ours.merge(theirs)
+    assert bits(ours.state("kept")) == before
+    ours.untag("kept")
+    ours.merge(theirs)
+    assert MemoryStore.open(ours.path).verify() == []
+
+
 class TestOneFile:
     def test_takes_a_lesson_to_another_store(self, two: tuple[MemoryStore, MemoryStore], lesson: Lesson, tmp_path: Path) -> None:
         ours, theirs = two
@@ -243,11 +291,61 @@ class TestOneFile:
         assert any(part in str(error.value) for part in problem.split("|")), error.value
         assert "\n" not in str(error.value)
 
+    @pytest.mark.parametrize(
+        ("about", "problem"),
+        [
+            ({"record": {"seconds": "long"}}, "record: seconds: Input should be a valid number"),
+            ({"record": {"overlaps": [{"lesson": "a"}]}}, "record: overlaps.0.shared_slots: Field required"),
+            ({"record": {"facts": {"learned": 1}}}, "record: facts: Input should be a valid list"),
+            ({"record": {"taught": {"a\nb": 1}}}, "record: taught.a b: Input should be a valid string"),
+            ({"message": "\ud800"}, "half a surrogate pair"),
+            ({"recipe": {"rate": 1e999}}, "is not JSON"),
+            ({"recipe": {"rate": "1e999"}}, "the number 1e999 is too large"),
+        ],
+    )
+    def test_with_a_foreign_description_is_refused_in_one_line(
+        self, two: tuple[MemoryStore, MemoryStore], lesson: Lesson, tmp_path: Path, about: dict[str, object], problem: str
+    ) -> None:
+        ours, theirs = two
+        entry = theirs.append(lesson("to go", {"0": {2: 0.1}}))
+        path = tmp_path / "lesson.safetensors"
+        theirs.export(entry.commit, path)
+        describe_anew(path, about)
+        with pytest.raises(StoreError) as error:
+            ours.import_(path)
+        assert problem in str(error.value)
+        assert str(path) in str(error.value)
+        assert "\n" not in str(error.value)
+        assert len(ours.history()) == 1
+
+    def test_keeps_what_this_version_does_not_know_of_its_record(
+        self, two: tuple[MemoryStore, MemoryStore], lesson: Lesson, tmp_path: Path
+    ) -> None:
+        ours, theirs = two
+        entry = theirs.append(lesson("to go", {"0": {2: 0.1}}))
+        path = tmp_path / "lesson.safetensors"
+        theirs.export(entry.commit, path)
+        record = {"energy": {"joules": 5}, "facts": [{"learned": True, "tries": 3}], "seconds": None}
+        describe_anew(path, {"record": record})
+        assert ours.import_(path).commit == entry.commit
+        assert MemoryStore.open(ours.path).record(entry.commit) == record
+
     def test_that_is_larger_than_any_lesson_is_refused_before_it_is_read(self, store: MemoryStore, tmp_path: Path) -> None:
         with (tmp_path / "huge").open("wb") as file:
             file.truncate(1 << 40)
         with pytest.raises(StoreError, match=r"has \d+ bytes where at most"):
             store.import_(tmp_path / "huge")
+
+
+def describe_anew(path: Path, change: dict[str, object]) -> None:
+    """Replaces parts of what an exported lesson says of itself; the text 1e999 becomes a number."""
+    data = path.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    header = json.loads(data[8 : 8 + length])
+    about = json.loads(header["__metadata__"]["memgraft"]) | change
+    header["__metadata__"]["memgraft"] = json.dumps(about).replace('"1e999"', "1e999")
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + length :])
 
 
 GOLDEN = Path(__file__).parent / "golden"

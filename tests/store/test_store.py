@@ -54,13 +54,13 @@ def test_a_new_store_has_an_empty_history_and_an_empty_state(store: MemoryStore)
 
 
 def test_a_lesson_comes_back_with_its_header_and_record(store: MemoryStore, lesson: Lesson) -> None:
-    taught = lesson("products", seconds=12.5, learned=["a", "b"])
+    taught = lesson("products", seconds=12.5, learned=2, from_elsewhere=["a", None])
     entry = store.append(taught)
     again = MemoryStore.open(store.path)
     assert (entry.op, entry.commit, entry.message, entry.rows) == ("learn", taught.id, "products", 3)
     assert again.history() == [entry]
     assert again.commit(taught.id) == taught
-    assert again.record(taught.id) == {"seconds": 12.5, "learned": ["a", "b"]}
+    assert again.record(taught.id) == {"seconds": 12.5, "learned": 2, "from_elsewhere": ["a", None]}
     assert again.commit(taught.id).record == again.record(taught.id)
     assert again.header(taught.id) == {"format_version": 1, **taught.header()}
     assert again.verify() == []
@@ -89,7 +89,7 @@ def test_equal_lessons_have_equal_bytes(make: Make, lesson: Lesson, tmp_path: Pa
         store = make(tmp_path / name)
         taught = lesson("equal")
         tables = dict(reversed(taught.changes.items()))
-        store.append(Commit(tables, taught.message, dict(reversed(taught.recipe.items())), taught.data_sha256, {"seconds": name}))
+        store.append(Commit(tables, taught.message, dict(reversed(taught.recipe.items())), taught.data_sha256, {"where": name}))
         contents.append((store.path / f"commits/{taught.id}.safetensors").read_bytes())
     assert contents[0] == contents[1]
 
@@ -224,6 +224,7 @@ def test_after_any_history_the_state_is_the_sum_of_the_active_lessons(
         ({"recipe": {1: "key"}}, "JSON keys must be text"),
         ({"record": {"loss": math.nan}}, "not plain JSON"),
         ({"record": {"tensor": torch.zeros(1)}}, "not plain JSON"),
+        ({"record": {"seconds": "12"}}, "record: seconds: Input should be a valid number"),
         ({"message": "\ud800"}, "not plain JSON.*Unicode"),
         ({"message": "x" * 4001}, "4001 characters, at most 4000"),
     ],
@@ -256,6 +257,15 @@ def test_a_store_is_not_made_over_something_else(make: Make, tmp_path: Path) -> 
             make(tmp_path / name)
     assert (tmp_path / "folder/mine.txt").read_text() == (tmp_path / "file").read_text() == "mine"
     assert MemoryStore.open(tmp_path / "store").verify() == []
+
+
+def test_a_store_whose_empty_folders_got_lost_on_the_way_is_whole(store: MemoryStore, lesson: Lesson) -> None:
+    for name in ("commits", "records"):
+        (store.path / name).rmdir()
+    again = MemoryStore.open(store.path)
+    assert again.verify() == []
+    again.append(lesson())
+    assert MemoryStore.open(store.path).verify() == []
 
 
 def test_a_store_can_be_made_through_a_link_and_opened_through_one(make: Make, tmp_path: Path) -> None:
