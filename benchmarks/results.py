@@ -23,6 +23,7 @@ STUDIES = {
     "background": "Background text",
     "optimizer": "Optimizers",
     "stream": "A stream of facts",
+    "rows": "Rows a fact",
 }
 MEASURES = {"qa_f1": "F1 drop, relative", "answer_nll": "answer NLL", "text_nll": "text NLL"}
 

@@ -50,4 +50,12 @@ def stream() -> dict[str, list[AnyMethod]]:
     return {name: grid()[name][:1] for name in chosen}
 
 
-STUDIES = {"pareto": grid, "ranking": ranking, "background": background, "optimizer": optimizer, "stream": stream}
+def rows() -> dict[str, list[AnyMethod]]:
+    """How many rows a lesson keeps, and over how many passes it settles on them. On the tuning split: it is there to choose by."""
+    return {
+        "rows": [memory(rows=count) for count in (300, 150, 84, 40, 600, None)],
+        "settling": [memory(rows=84, settling=count) for count in (2, 8)],
+    }
+
+
+STUDIES = {"pareto": grid, "ranking": ranking, "background": background, "optimizer": optimizer, "stream": stream, "rows": rows}

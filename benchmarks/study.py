@@ -33,6 +33,7 @@ from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, load_probe, meas
 
 QUESTIONS = {"webquestions": "qa", "triviaqa": "qa", "popqa": "qa", "nq_open": "nll", "gsm8k": "nll"}
 FINALISTS = 3
+FOR_CHOOSING = ("rows",)  # studies that the recipe's settings are chosen by
 SHOTS = 5
 EARLIEST = 10  # facts of a stream whose retention is followed
 
@@ -147,7 +148,9 @@ class Study:
     def tasks(self, done: Sequence[dict[str, Any]]) -> Iterator[Task]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
         if self.name != "pareto":
-            yield from self._tasks("test", self.sizes.tuning_facts if self.name != "stream" else self.sizes.test_facts, 0, self.methods)
+            split: Split = "tuning" if self.name in FOR_CHOOSING else "test"
+            facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
+            yield from self._tasks(split, facts, 0, self.methods)
             return
         yield from self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods)
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)

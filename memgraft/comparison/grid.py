@@ -10,9 +10,10 @@ from memgraft.writers import LeastInterference
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def memory(passes: int = 14, rows: int | None = 300, max_step: float = 0.12, threshold: float = 0.07) -> Memory:
+def memory(passes: int = 14, rows: int | None = 300, settling: int = 4, max_step: float = 0.12, threshold: float = 0.07) -> Memory:
     """The package's own way to teach."""
-    return Memory(recipe=Recipe(passes=passes, rows=rows, writer=LeastInterference(max_step=max_step)), threshold=threshold)
+    writer = LeastInterference(max_step=max_step)
+    return Memory(recipe=Recipe(passes=passes, rows=rows, settling=settling, writer=writer), threshold=threshold)
 
 
 def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
