@@ -53,8 +53,8 @@ def stream() -> dict[str, list[AnyMethod]]:
 def rows() -> dict[str, list[AnyMethod]]:
     """How many rows a lesson keeps, and over how many passes it settles on them. On the tuning split: it is there to choose by."""
     return {
-        "rows": [memory(rows=count) for count in (300, 150, 84, 40, 600, None)],
-        "settling": [memory(rows=84, settling=count) for count in (2, 8)],
+        "rows": [memory(rows=count) for count in (84, 40, 150, 300, 600, None)],
+        "settling": [memory(settling=count) for count in (2, 8)],
     }
 
 

@@ -40,7 +40,7 @@ class Recipe(Config):
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
     passes: int = Field(14, gt=0, description="times that each batch is taught, at most")
-    rows: int | None = Field(300, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
+    rows: int | None = Field(84, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
     settling: int = Field(4, ge=0, description="passes, the last ones, that change only the rows that are kept")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     row_dtype: Literal["float32", "bfloat16"] = Field(

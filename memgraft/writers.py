@@ -65,9 +65,9 @@ class LeastInterference(Config):
 
     name: Literal["least-interference"] = "least-interference"
     learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
-    max_step: float | None = Field(0.12, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
+    max_step: float | None = Field(0.4, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
     background_weight: float = Field(300.0, ge=0, description="μ: how much dearer a slot gets that the background reads")
-    ridge: float = Field(1.0, gt=0, description="λ: ridge relative to the mean diagonal of W D Wᵀ")
+    ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W D Wᵀ; more moves what tokens share first")
 
 
 Writer = Annotated[SGD | Adam | LeastInterference, Field(discriminator="name")]

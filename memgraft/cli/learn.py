@@ -46,7 +46,7 @@ def learn(
             parser=parse_limit,
             metavar="N|none",
             help="Rows per fact that the lesson keeps, on average; none: all that it changed.",
-            show_default="300",
+            show_default="84",
         ),
     ] = None,
     writer: Annotated[WriterName | None, typer.Option(help="Rule that changes them.", show_default="least-interference")] = None,
