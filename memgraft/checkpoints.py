@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
 from memgraft.canonical import canonical_json, parse_json
@@ -25,6 +26,7 @@ from memgraft.progress import Progress
 from memgraft.store import MemoryStore, files
 from memgraft.store.exchange import size_limit
 from memgraft.store.manifest import CHECKPOINT as NAME
+from memgraft.store.manifest import first_problem
 from memgraft.teaching import Recipe
 
 _WHAT = {
@@ -36,6 +38,34 @@ _WHAT = {
     "torch": "torch has another version, which may compute other bits",
     "lessons": "the store's lessons changed since",
 }
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class _Identity(_Part):
+    """The lesson that a checkpoint belongs to, and where it goes on to the same bits."""
+
+    data_sha256: str
+    recipe: dict[str, Any]
+    tokens_sha256: str
+    base_sha256: str
+    device: str
+    torch: str
+    lessons: list[str]
+
+
+class _About(_Part):
+    """What a checkpoint holds beside tensors."""
+
+    identity: _Identity
+    message: str
+    turn: int = Field(ge=0)
+    place: int = Field(ge=0)
+    first_loss: float | None
+    seconds: float
+    when: str
 
 
 class Checkpoints:
@@ -55,17 +85,16 @@ class Checkpoints:
 
     def keeper(self, model: GraftedModel, batches: Sequence[TokenBatch], data_sha256: str, recipe: Recipe, message: str) -> FileKeeper:
         """The keeper of one lesson. StoreError where a checkpoint is found that it must not go on with, or throw away."""
-        identity = {
-            "data_sha256": data_sha256,
-            "recipe": recipe.model_dump(mode="json"),
-            "tokens_sha256": _digest(batches),
-            "base_sha256": hashlib.sha256(
-                canonical_json([BaseFingerprint.of(model.base).model_dump(mode="json"), str(model.base.dtype)])
-            ).hexdigest(),
-            "device": model.device.type,
-            "torch": torch.__version__,
-            "lessons": model.history.active(),
-        }
+        base = canonical_json([BaseFingerprint.of(model.base).model_dump(mode="json"), str(model.base.dtype)])
+        identity = _Identity(
+            data_sha256=data_sha256,
+            recipe=recipe.model_dump(mode="json"),
+            tokens_sha256=_digest(batches),
+            base_sha256=hashlib.sha256(base).hexdigest(),
+            device=model.device.type,
+            torch=str(torch.__version__),
+            lessons=model.history.active(),
+        )
         found = self._found(model, identity)
         return FileKeeper(self, identity, message, found)
 
@@ -76,7 +105,7 @@ class Checkpoints:
                 self.path.unlink()
                 files.sync_folder(self.store.path)
 
-    def _found(self, model: GraftedModel, identity: dict[str, Any]) -> tuple[Progress, float] | None:
+    def _found(self, model: GraftedModel, identity: _Identity) -> tuple[Progress, float] | None:
         if not self.path.is_symlink() and not self.path.exists():
             return None
         if self.resume is False:
@@ -88,48 +117,49 @@ class Checkpoints:
             return None
         if self.resume is None:
             raise StoreError(
-                f"{self.store.path}: the lesson {about['message'][:60]!r} was stopped {about['when']} in pass {about['turn'] + 1}; "
+                f"{self.store.path}: the lesson {about.message[:60]!r} was stopped {about.when} in pass {about.turn + 1}; "
                 f"go on with --resume, or begin anew with --restart"
             )
-        differing = next((name for name in identity if identity[name] != about["identity"].get(name)), None)
+        differing = next((name for name, value in identity if value != getattr(about.identity, name)), None)
         if differing is not None:
-            raise StoreError(
-                f"{self.path}: can't go on with the lesson {about['message'][:60]!r}: {_WHAT[differing]}; --restart begins anew"
-            )
+            raise StoreError(f"{self.path}: can't go on with the lesson {about.message[:60]!r}: {_WHAT[differing]}; --restart begins anew")
         try:
-            progress = Progress.from_tensors(tensors, model.config.tables, about["turn"], about["place"], about["first_loss"])
+            progress = Progress.from_tensors(tensors, model.config.tables, about.turn, about.place, about.first_loss)
         except (KeyError, ValueError, RuntimeError) as error:
             raise self._damaged(str(error)) from error
         for rows in (progress.rows or {}).values():
             problem = rows.problem(model.config.slots, model.config.hidden_size)
             if problem:
                 raise self._damaged(problem)
-        return progress, float(about["seconds"])
+        return progress, about.seconds
 
-    def _was_committed(self, about: dict[str, Any]) -> bool:
+    def _was_committed(self, about: _About) -> bool:
         """Whether the lesson ended in the store and only its checkpoint was left behind."""
-        identity = about["identity"]
-        for id in set(self.store.active()).difference(identity["lessons"]):
+        identity = about.identity
+        for id in set(self.store.active()).difference(identity.lessons):
             header = self.store.header(id)
-            if (header["data_sha256"], header["recipe"]) == (identity["data_sha256"], identity["recipe"]):
+            if (header["data_sha256"], header["recipe"]) == (identity.data_sha256, identity.recipe):
                 return True
         return False
 
-    def _read(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _read(self) -> tuple[_About, dict[str, Tensor]]:
         import safetensors
         import safetensors.torch
 
         data = files.read_bytes(self.path, 4 * size_limit(self.store.spec.memory) + (1 << 30))
         length = int.from_bytes(data[:8], "little")
         try:
-            about = parse_json(parse_json(data[8 : 8 + length])["__metadata__"]["memgraft"].encode())
+            fields = parse_json(parse_json(data[8 : 8 + length])["__metadata__"]["memgraft"].encode())
             tensors = safetensors.torch.load(data)
-            digest = about.pop("sha256")
+            digest = fields.pop("sha256")
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(str(error)) from error
-        if digest != _checksum(about, tensors):
+        if digest != _checksum(fields, tensors):
             raise self._damaged("its SHA-256 is not that of its content")
-        return about, tensors
+        try:
+            return _About.model_validate(fields), tensors
+        except ValidationError as error:
+            raise self._damaged(first_problem(error)) from error
 
     def _damaged(self, what: str) -> StoreError:
         return StoreError(f"{self.path}: can't be read as a checkpoint: {' '.join(what.split())[:200]}; --restart begins the lesson anew")
@@ -138,7 +168,7 @@ class Checkpoints:
 class FileKeeper:
     """Keeps the progress of one lesson in its store's checkpoint."""
 
-    def __init__(self, checkpoints: Checkpoints, identity: dict[str, Any], message: str, found: tuple[Progress, float] | None) -> None:
+    def __init__(self, checkpoints: Checkpoints, identity: _Identity, message: str, found: tuple[Progress, float] | None) -> None:
         self._checkpoints = checkpoints
         self._identity = identity
         self._message = message
@@ -169,15 +199,15 @@ class FileKeeper:
         import safetensors.torch
 
         tensors = {name: tensor.cpu().contiguous() for name, tensor in progress.tensors().items()}
-        about = {
-            "identity": self._identity,
-            "message": self._message,
-            "turn": progress.turn,
-            "place": progress.place,
-            "first_loss": progress.first_loss,
-            "seconds": self.seconds_before + time.monotonic() - self._start,
-            "when": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        }
+        about = _About(
+            identity=self._identity,
+            message=self._message,
+            turn=progress.turn,
+            place=progress.place,
+            first_loss=progress.first_loss,
+            seconds=self.seconds_before + time.monotonic() - self._start,
+            when=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        ).model_dump()
         text = canonical_json({**about, "sha256": _checksum(about, tensors)}).decode()
         path = self._checkpoints.path
         with self._checkpoints.store.lock(), files.nothing_changed(path):

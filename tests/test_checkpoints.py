@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
-from memgraft.checkpoints import NAME, Checkpoints
+from memgraft.canonical import canonical_json
+from memgraft.checkpoints import NAME, Checkpoints, _checksum
 from memgraft.errors import GateError, StoreError, TeachingError
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
@@ -180,6 +182,19 @@ class TestWhatIsFound:
             teach(stopped, facts, recipe(), resume=True)
         assert "\n" not in str(error.value)
         teach(stopped, facts, recipe(), resume=False)
+
+    @pytest.mark.parametrize("field", ["turn", "message", "identity"])
+    def test_is_refused_when_a_field_is_missing_though_its_checksum_is_right(self, stopped: GraftedModel, facts: Path, field: str) -> None:
+        path = store_of(stopped).path / NAME
+        data = path.read_bytes()
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        about = json.loads(header["__metadata__"]["memgraft"])
+        del about[field], about["sha256"]
+        tensors = safetensors.torch.load(data)
+        text = canonical_json({**about, "sha256": _checksum(about, tensors)}).decode()
+        path.write_bytes(safetensors.torch.save(tensors, {"memgraft": text}))
+        with pytest.raises(StoreError, match=f"can't be read as a checkpoint: {field}: "):
+            teach(stopped, facts, recipe(), resume=True)
 
     def test_goes_when_the_lesson_can_not_be_taught(self, model: GraftedModel, facts: Path) -> None:
         with pytest.raises(TeachingError):
