@@ -79,6 +79,7 @@ class Answers:
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
 WORDINGS = 4  # a fact in each pass: twice as many, the default, learn more and take twice the time
+ROWS = 300  # a fact: all are about one company, share addresses and need more of them than facts about many subjects
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
@@ -103,7 +104,7 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         )
         with model.without_memory():
             base_logits = _logits(model)
-        recipe = Recipe(wordings=WORDINGS)
+        recipe = Recipe(wordings=WORDINGS, rows=ROWS)
         unseen, seen = _questions(facts, "unseen wordings", unseen=True), _questions(facts, "taught wordings", unseen=False)
         stages.stage("asking the base model")
         with model.without_memory():
