@@ -31,8 +31,9 @@ WIDTH = 576  # of SmolLM2-135M's residual stream
 def bytes_per_fact() -> dict[str, Any]:
     """What the first benchmark's arms wrote."""
     runs = list(read_runs(RUNS).values())
-    memory = next(run for run in runs if run["rows"])
-    lora = next(run for run in runs if run["bytes"] and not run["rows"])
+    last = {run["recipe"]["arm"]: run for run in runs}
+    memory = last["least-interference"]
+    lora = next(run for run in last.values() if run["bytes"] and not run["rows"])
     facts = memory["recipe"]["protocol"]["facts"]
     sizes = {kind: lesson_bytes(memory["rows"], kind == "bf16") for kind in ("fp32", "bf16")}
     row = {kind: (lesson_bytes(1000, kind == "bf16") - lesson_bytes(0, kind == "bf16")) / 1000 for kind in ("fp32", "bf16")}
@@ -41,6 +42,7 @@ def bytes_per_fact() -> dict[str, Any]:
         "rows": memory["rows"],
         "lesson_bytes": sizes,
         "lesson_bytes_per_fact": {kind: size / facts for kind, size in sizes.items()},
+        "lesson_bytes_of_100_facts": {kind: lesson_bytes(round(100 * memory["rows"] / facts), kind == "bf16") for kind in sizes},
         "lora_r16_bytes": lora["bytes"],
         "lora_r16_bytes_per_fact": lora["bytes"] / facts,
         "rows_per_fact_of_100_facts_as_large_as_lora": {kind: lora["bytes"] / 100 / size for kind, size in row.items()},
