@@ -39,7 +39,7 @@ from tests.models import (
 WRITERS: dict[str, Writer] = {
     "sgd": SGD(learning_rate=30.0),
     "adam": Adam(learning_rate=0.1),
-    "least-interference": LeastInterference(learning_rate=30.0, max_step=None, background_weight=1.0),
+    "least-interference": LeastInterference(learning_rate=30.0, max_step=None, background_weight=1.0, ridge=1.0),
 }
 
 
