@@ -46,6 +46,7 @@ from memgraft.report import (
     render_lesson_page,
 )
 from memgraft.teaching import Recipe
+from memgraft.writers import LeastInterference
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,9 @@ class Answers:
 
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
-WORDINGS = 4  # a fact in each pass: twice as many, the default, learn more and take twice the time
-ROWS = 300  # a fact: all are about one company, share addresses and need more of them than facts about many subjects
+# The demo's facts are all about one company and share addresses: more rows and shorter steps than the default forget less there (docs/limits.md).
+# Twice as many wordings, the default, learn more and take twice the time.
+RECIPE = Recipe(wordings=4, rows=300, writer=LeastInterference(max_step=0.12, ridge=1.0))
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
@@ -104,19 +106,18 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         )
         with model.without_memory():
             base_logits = _logits(model)
-        recipe = Recipe(wordings=WORDINGS, rows=ROWS)
         unseen, seen = _questions(facts, "unseen wordings", unseen=True), _questions(facts, "taught wordings", unseen=False)
         stages.stage("asking the base model")
         with model.without_memory():
             before = {probe.name: measure(probe, model.base, model.tokenizer) for probe in (unseen, seen)}
-        progress = TeachingProgress(stages, passes=recipe.passes, unit="facts")
-        lesson = learn(model, lesson_data, message="The Vellack Tidecraft handbook", recipe=recipe, test=False, on_step=progress)
+        progress = TeachingProgress(stages, passes=RECIPE.passes, unit="facts")
+        lesson = learn(model, lesson_data, message="The Vellack Tidecraft handbook", recipe=RECIPE, test=False, on_step=progress)
         after = {probe.name: measure(probe, model.base, model.tokenizer) for probe in (unseen, seen)}
         save(model, store)
         stages.stage("measuring what else changed")
         changes = {change.name: change for change in run_probes(model, probes)}
         stages.stage("teaching the corrections")
-        corrected = _corrected(model, corrections, recipe)
+        corrected = _corrected(model, corrections)
         save(model, store)
         stages.stage("taking both lessons back")
         reverted = _revert_all(model, store, base_logits)
@@ -206,11 +207,11 @@ def _questions(facts: Sequence[Fact], name: str, *, unseen: bool) -> QAProbe:
     return QAProbe(name=name, questions=tuple(Question(question=question, answers=fact.answers) for question, fact in rows))
 
 
-def _corrected(model: GraftedModel, corrections: ExampleSet, recipe: Recipe) -> dict[str, Any]:
+def _corrected(model: GraftedModel, corrections: ExampleSet) -> dict[str, Any]:
     """Teach the corrections as a second lesson: how many of the changed facts now get the newest answer."""
     if not corrections.examples:
         return {"f1": None, "facts": []}
-    lesson = learn(model, corrections, message="Corrections to the handbook", recipe=recipe)
+    lesson = learn(model, corrections, message="Corrections to the handbook", recipe=RECIPE)
     facts = lesson.record["facts"]
     return {"f1": sum(fact["f1"] for fact in facts) / len(facts), "facts": facts, "overlaps": lesson.record["overlaps"]}
 
