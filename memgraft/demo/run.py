@@ -79,7 +79,7 @@ class Answers:
 
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
-# The demo's facts are all about one company and share addresses: more rows and shorter steps than the default forget less there (docs/limits.md).
+# Facts that are all about one company share addresses: more rows and shorter steps than the default forget less (docs/limits.md).
 # Twice as many wordings, the default, learn more and take twice the time.
 RECIPE = Recipe(wordings=4, rows=300, writer=LeastInterference(max_step=0.12, ridge=1.0))
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
