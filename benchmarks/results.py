@@ -48,6 +48,8 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{plain(summary['model'])}, {summary['dtype']}. Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, "
         f"{summary['test_seeds']} seeds; {summary['questions']} questions a probe, {summary['text_tokens']:,} tokens of text."
     )
+    if summary["study"] == "pareto" and "test" not in summary:
+        yield "**Not finished**: these are the first runs of the tuning split, and say nothing yet. The command goes on from here."
     for split in ("test", "tuning"):
         if split in summary:
             yield f"### {split.capitalize()} split"
