@@ -3,12 +3,12 @@
 Counts are promised once per token and optimizer step. A pass may be cut into micro-batches, padded, or recomputed by activation
 checkpointing; the recorder keeps non-padding tokens of the first computation only.
 
-Shape suffixes: T non-padding tokens, H heads, K top-k, V value width.
+Shape suffixes: T tokens that may be written, C tokens of context, H heads, K top-k, V value width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,7 +23,8 @@ from memgraft.memory import Address
 class Read:
     """One memory layer's read in one pass."""
 
-    address: Address  # (T, H, K)
+    address: Address  # (T, H, K) of the tokens that may be written
+    context: Address  # (C, H, K) of those that only lead up to them
     gradient: Tensor | None = None  # (T, V) fp32, dL/dy; None where nothing reached the read
 
 
@@ -35,29 +36,44 @@ class Recorder:
 
     def of_table(self, model: GraftedModel, table: str) -> tuple[Address, Tensor]:
         """All reads of one value table, tokens concatenated: address and gradient (T, V), zero where none arrived."""
-        reads = [read for i, layer in enumerate(self.reads) if model.config.table_of(i) == table for read in layer]
-        slots = torch.cat([read.address.slots for read in reads])
-        weights = torch.cat([read.address.weights for read in reads])
+        reads = self._reads(model, table)
+        address = _concatenated([read.address for read in reads])
         width = model.table(table).values.shape[1]
-        gradients = [read.gradient if read.gradient is not None else weights.new_zeros(len(read.address.slots), width) for read in reads]
-        return Address(slots, weights), torch.cat(gradients)
+        gradients = [
+            read.gradient if read.gradient is not None else address.weights.new_zeros(len(read.address.slots), width) for read in reads
+        ]
+        return address, torch.cat(gradients)
+
+    def context_of(self, model: GraftedModel, table: str) -> Address:
+        """What the context read of one value table, (C, H, K), tokens concatenated."""
+        return _concatenated([read.context for read in self._reads(model, table)])
+
+    def _reads(self, model: GraftedModel, table: str) -> list[Read]:
+        return [read for i, layer in enumerate(self.reads) if model.config.table_of(i) == table for read in layer]
+
+
+def _concatenated(addresses: Sequence[Address]) -> Address:
+    return Address(torch.cat([address.slots for address in addresses]), torch.cat([address.weights for address in addresses]))
 
 
 @contextmanager
-def recording(model: GraftedModel, recorder: Recorder, mask: Tensor) -> Iterator[None]:
+def recording(model: GraftedModel, recorder: Recorder, mask: Tensor, context: Tensor | None = None) -> Iterator[None]:
     """Within, one pass (and its backward pass) is recorded.
 
     Args:
         mask: (B, T) bool, which tokens count: not padding, nor context that only leads up to what is taught.
+        context: (B, T) bool, that context, of which only the addresses are kept; none by default.
     """
     kept = mask.flatten()
+    leading = torch.zeros_like(kept) if context is None else context.flatten()
     recorded: set[int] = set()
 
     def listen(layer: int, address: Address, y_TV: Tensor) -> None:
         if layer not in recorded:
             recorded.add(layer)
-            detached = Address(address.slots[kept], address.weights.detach()[kept])
-            recorder.reads[layer].append(Read(detached))
+            weights = address.weights.detach()
+            taught, before = (Address(address.slots[tokens], weights[tokens]) for tokens in (kept, leading))
+            recorder.reads[layer].append(Read(taught, before))
         if y_TV.requires_grad:
             # Under checkpointing the read runs twice; whichever of the two the backward pass goes through calls this.
             read = recorder.reads[layer][-1]

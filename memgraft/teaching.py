@@ -157,7 +157,7 @@ def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Rec
             if prefix is not None:
                 hidden = prefix.hidden_states((key, number), ids, mask)
                 stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))
-            stack.enter_context(recording(model, recorder, writable))
+            stack.enter_context(recording(model, recorder, writable, mask & ~writable))
             logits = target_logits(model, targets, input_ids=ids, attention_mask=mask)
             loss = F.cross_entropy(logits.float(), ids[targets], reduction="sum") / total
             loss.backward()
@@ -191,7 +191,8 @@ def write(
         load = usage[name].load_of(chosen, model.config.slots).to(gradient.device)
         on_device = chosen.to(gradient.device)
         matrix = address_matrix(address, on_device)
-        change = row_changes(recipe.writer, matrix, gradient, chosen, load, moments[name])
+        context = address_matrix(recorder.context_of(model, name), on_device)
+        change = row_changes(recipe.writer, matrix, gradient, chosen, load, moments[name], context)
         table = model.table(name)
         rows = table.allocate(on_device)
         values = table.values[rows] + change

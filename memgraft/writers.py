@@ -4,7 +4,7 @@ The read is linear in the values, y = W V with W (T × U) the address weights, s
 G = dL/dy (T × V), taken at the read itself, before scale and gate. No autograd reaches the table and no optimizer state exists for
 rows that were not chosen: unchosen rows stay bit-identical by construction.
 
-Shape suffixes: T tokens, S chosen slots, V value width.
+Shape suffixes: T tokens, C tokens of context, S chosen slots, V value width.
 """
 
 from __future__ import annotations
@@ -53,14 +53,16 @@ class Adam(Config):
 
 
 class LeastInterference(Config):
-    """The smallest write that moves the reads along −G, with rows that the background reads made expensive.
+    """The smallest write that moves the reads along −G and holds those of the context, rows that the background reads being dear.
 
-        ΔV = −η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G      D = 1 / (1 + μ · load)      λ′ = λ · mean diag(W D Wᵀ)
+        ΔV = argmin ‖W ΔV + η G‖² + γ ‖W_c ΔV‖² + λ′ ΔVᵀ D⁻¹ ΔV      D = 1 / (1 + μ · load)      λ′ = λ · mean diag(W D Wᵀ)
 
-    The ridge form of MEMIT's update (Meng et al. 2023, arXiv 2210.07229, §4.2) with a diagonal background covariance:
-    `load` is a slot's background Σ weight² per token, times the number of slots (`Usage.load_of`). The rows of G longer than
-    `max_step` / η are cut to that length: a trust region per token, without which a few tokens with outlying gradients move the
-    memory by several times the residual stream's norm.
+    Without W_c that is ΔV = −η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G, the ridge form of MEMIT's update (Meng et al. 2023, arXiv 2210.07229,
+    §4.2) with a diagonal background covariance: `load` is a slot's background Σ weight² per token, times the number of slots
+    (`Usage.load_of`). W_c holds what the context reads that a wording starts with, other questions and their answers: what is
+    taught must be told from those, else the words that lead up to any answer learn to lead up to this one. The rows of G longer
+    than `max_step` / η are cut to that length: a trust region per token, without which a few tokens with outlying gradients move
+    the memory by several times the residual stream's norm.
     """
 
     name: Literal["least-interference"] = "least-interference"
@@ -68,6 +70,7 @@ class LeastInterference(Config):
     max_step: float | None = Field(0.4, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
     background_weight: float = Field(300.0, ge=0, description="μ: how much dearer a slot gets that the background reads")
     ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W D Wᵀ; more moves what tokens share first")
+    context_weight: float = Field(1.0, ge=0, description="γ: how firmly the reads of the context before what is taught are held; 0: not")
 
 
 Writer = Annotated[SGD | Adam | LeastInterference, Field(discriminator="name")]
@@ -125,7 +128,15 @@ def clipped(gradient: Tensor, max_norm: float | None) -> Tensor:
     return scaled
 
 
-def row_changes(writer: Writer, matrix_TS: Tensor, gradient_TV: Tensor, slots: Tensor, load: Tensor, moments: Moments) -> Tensor:
+def row_changes(
+    writer: Writer,
+    matrix_TS: Tensor,
+    gradient_TV: Tensor,
+    slots: Tensor,
+    load: Tensor,
+    moments: Moments,
+    context_CS: Tensor | None = None,
+) -> Tensor:
     """How the chosen rows change in one step.
 
     Args:
@@ -135,19 +146,22 @@ def row_changes(writer: Writer, matrix_TS: Tensor, gradient_TV: Tensor, slots: T
         slots: (S,) chosen slot ids.
         load: (S,) background load of each (`Usage.load_of`).
         moments: Adam's state; other writers leave it alone.
+        context_CS: W_c restricted to the chosen slots; only the least-interference writer holds it.
 
     Returns:
         (S, V) fp32, to be added to the rows.
     """
     if isinstance(writer, LeastInterference):
-        return least_interference(writer, matrix_TS, gradient_TV, load)
+        return least_interference(writer, matrix_TS, gradient_TV, load, context_CS)
     row_gradient = clipped(matrix_TS.T @ gradient_TV, writer.max_norm)
     if isinstance(writer, Adam):
         return moments.step(slots, row_gradient, writer)
     return -writer.learning_rate * row_gradient
 
 
-def least_interference(writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, load: Tensor) -> Tensor:
+def least_interference(
+    writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, load: Tensor, context_CS: Tensor | None = None
+) -> Tensor:
     """ΔV (S, V) of the least-interference step, solved in the smaller of token space and row space.
 
     The large products are fp32; the system itself, whose condition the ridge bounds, is solved in fp64.
@@ -156,11 +170,15 @@ def least_interference(writer: LeastInterference, matrix_TS: Tensor, gradient_TV
         step = writer.learning_rate * gradient_TV.norm(dim=-1, keepdim=True)
         gradient_TV = gradient_TV * (writer.max_step / step.clamp_min(writer.max_step))
     cheapness = 1.0 / (1.0 + writer.background_weight * load)  # D, (S,)
-    weighted = matrix_TS * cheapness  # W D
-    ridge = writer.ridge * (weighted * matrix_TS).sum(-1).mean()
+    ridge = writer.ridge * (matrix_TS.square() @ cheapness).mean()
     if not ridge > 0:
         return gradient_TV.new_zeros(matrix_TS.shape[1], gradient_TV.shape[1])
+    if context_CS is not None and writer.context_weight > 0:  # tokens whose reads are asked to stay
+        held = context_CS[(context_CS != 0).any(-1)]
+        matrix_TS = torch.cat([matrix_TS, held * writer.context_weight**0.5])
+        gradient_TV = torch.cat([gradient_TV, gradient_TV.new_zeros(len(held), gradient_TV.shape[1])])
     if len(matrix_TS) <= matrix_TS.shape[1]:
+        weighted = matrix_TS * cheapness  # W D
         gram = weighted @ matrix_TS.T
         gram.diagonal().add_(ridge)
         change = weighted.T @ _solve(gram, gradient_TV)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -82,6 +83,15 @@ class TestCounts:
         _, recorder = read_gradients(model, batch, 0, Recipe(micro_batch_tokens=limit), None)
         assert len(recorder.reads[0]) > (limit < 1000)
         assert counts(model, recorder) == counts(model, record(model, batch.input_ids, batch.attention_mask))
+
+    @pytest.mark.parametrize("limit", [1, 1000])
+    def test_tell_what_is_taught_from_the_context_before_it(self, limit: int) -> None:
+        model, batch = self.graft(), random_batch(4, *LENGTHS)
+        own = batch.attention_mask & (torch.arange(batch.input_ids.shape[1]) >= torch.tensor([[0], [3], [7], [4]]))
+        _, recorder = read_gradients(model, replace(batch, writable=own), 0, Recipe(micro_batch_tokens=limit), None)
+        for part, found in ((own, recorder.of_table(model, "0")[0]), (batch.attention_mask & ~own, recorder.context_of(model, "0"))):
+            expected = model.layer(0).address(model.base.get_input_embeddings()(batch.input_ids[part]))
+            assert torch.equal(found.slots.flatten().sort().values, expected.slots.flatten().sort().values)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

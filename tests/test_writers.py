@@ -26,10 +26,18 @@ def random_gradient(tokens: int, seed: int) -> Tensor:
 
 
 def change(
-    writer: Writer, address: Address, gradient: Tensor, chosen: Tensor, *, load: Tensor | None = None, moments: Moments | None = None
+    writer: Writer,
+    address: Address,
+    gradient: Tensor,
+    chosen: Tensor,
+    *,
+    load: Tensor | None = None,
+    moments: Moments | None = None,
+    context: Address | None = None,
 ) -> Tensor:
     load = torch.zeros(len(chosen)) if load is None else load
-    return row_changes(writer, address_matrix(address, chosen), gradient, chosen, load, moments or Moments())
+    held = address_matrix(context, chosen) if context else None
+    return row_changes(writer, address_matrix(address, chosen), gradient, chosen, load, moments or Moments(), held)
 
 
 def table_gradient(table: Tensor, address: Address, gradient: Tensor) -> Tensor:
@@ -101,17 +109,18 @@ def test_adam_keeps_state_only_for_rows_that_were_ever_chosen() -> None:
     assert len(moments._first) == 7
 
 
-def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: Tensor) -> Tensor:
-    """−η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G as it stands, in fp64, the rows of G cut to the longest step."""
+def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: Tensor, context: Tensor | None = None) -> Tensor:
+    """−η (Wᵀ W + γ W_cᵀ W_c + λ′ D⁻¹)⁻¹ Wᵀ G, where the gradient of what is minimised is zero, in fp64, the rows of G cut."""
     weights, gradient = matrix.double(), gradient.double()
     if writer.max_step is not None:
         longest = writer.max_step / writer.learning_rate
         gradient = torch.stack([row * min(1.0, longest / row.norm().item()) for row in gradient])
-    cheapness = torch.diag(1 / (1 + writer.background_weight * load.double()))
-    gram = weights @ cheapness @ weights.T
-    ridge = writer.ridge * gram.diagonal().mean()
-    solved = torch.linalg.solve(gram + ridge * torch.eye(len(gram)), gradient)
-    return torch.mul(cheapness @ weights.T @ solved, -writer.learning_rate)
+    dearness = torch.diag(1 + writer.background_weight * load.double())
+    ridge = writer.ridge * (weights @ dearness.inverse() @ weights.T).diagonal().mean()
+    system = weights.T @ weights + ridge * dearness
+    if context is not None:
+        system += writer.context_weight * context.double().T @ context.double()
+    return torch.mul(torch.linalg.solve(system, weights.T @ gradient), -writer.learning_rate)
 
 
 @given(
@@ -120,21 +129,34 @@ def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: 
     background_weight=st.sampled_from([0.0, 1.0, 30.0]),
     ridge=st.sampled_from([0.01, 0.3, 1.0, 10.0]),
     max_step=st.sampled_from([None, 5.0, 1000.0]),  # rows of G are about √5 long, so some, or none, are cut
+    context_tokens=st.integers(0, 6),
+    context_weight=st.sampled_from([0.0, 1.0, 20.0]),
     seed=st.integers(0, 1000),
 )
 def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with_more(
-    tokens: int, chosen: int, background_weight: float, ridge: float, max_step: float | None, seed: int
+    tokens: int,
+    chosen: int,
+    background_weight: float,
+    ridge: float,
+    max_step: float | None,
+    context_tokens: int,
+    context_weight: float,
+    seed: int,
 ) -> None:
-    writer = LeastInterference(learning_rate=3.0, background_weight=background_weight, ridge=ridge, max_step=max_step)
+    writer = LeastInterference(
+        learning_rate=3.0, background_weight=background_weight, ridge=ridge, max_step=max_step, context_weight=context_weight
+    )
     slots = torch.randperm(SLOTS, generator=torch.Generator().manual_seed(seed))[:chosen].sort().values
     address, gradient = random_address(tokens, seed), random_gradient(tokens, seed + 1)
     load = 4 * torch.rand(chosen, generator=torch.Generator().manual_seed(seed + 2))
     matrix = address_matrix(address, slots)
-    found = change(writer, address, gradient, slots, load=load)
+    context = random_address(context_tokens, seed + 3)
+    found = change(writer, address, gradient, slots, load=load, context=context)
     assert found.shape == (chosen, WIDTH)
     assert found.dtype == torch.float32
     if matrix.any():
-        torch.testing.assert_close(found, explicit(writer, matrix, gradient, load).float(), atol=1e-4, rtol=1e-3)
+        expected = explicit(writer, matrix, gradient, load, address_matrix(context, slots)).float()
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     else:
         assert not found.any()
 
@@ -163,6 +185,21 @@ def test_no_tokens_read_is_asked_to_move_further_than_the_longest_step() -> None
     asked = -0.5 * gradient
     asked[1] *= 2.0 / asked[1].norm()
     torch.testing.assert_close(moved, asked, atol=1e-3, rtol=1e-3)
+
+
+def test_the_more_the_context_weighs_the_less_its_reads_move() -> None:
+    # The taught token and that of the context share a slot; each has one of its own.
+    taught, context = (Address(torch.tensor([[[0, own]]]), torch.tensor([[[0.6, 0.4]]])) for own in (1, 2))
+    gradient, slots = random_gradient(1, 0), torch.tensor([0, 1, 2])
+    moved = []
+    for weight in (0.0, 1.0, 100.0):
+        writer = LeastInterference(context_weight=weight, ridge=0.01, max_step=None)
+        rows = torch.zeros(SLOTS, WIDTH)
+        rows[slots] = change(writer, taught, gradient, slots, context=context)
+        moved.append((dense_read(context, rows).norm().item(), dense_read(taught, rows).norm().item()))
+    assert moved[0][0] > 0.5 * moved[0][1]
+    assert moved[0][0] > 2 * moved[1][0] > 4 * moved[2][0]
+    assert moved[2][1] > 0.9 * moved[0][1]  # the taught read goes where it was asked to, by the row of its own
 
 
 def test_a_loaded_slot_moves_less_the_more_so_the_larger_mu() -> None:
