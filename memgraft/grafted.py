@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
+    from memgraft.covariance import BackgroundReads
     from memgraft.data import ExampleSet
 
 from memgraft.background import Background
@@ -53,6 +54,7 @@ class GraftedModel(nn.Module):
         self.memories = nn.ModuleList(MemoryLayer(config, self.table(config.table_of(i))) for i in range(len(config.layers)))
         self.usage: dict[str, Usage] = {name: Usage.empty() for name in config.tables}
         self.background: Background | None = None
+        self.background_reads: dict[str, BackgroundReads] | None = None  # made when first needed, see `memgraft.covariance`
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
         self._enabled = True
@@ -165,3 +167,4 @@ class GraftedModel(nn.Module):
             if tensor.shape != expected[name].shape:
                 raise GraftError(f"memory tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
         self.memories.load_state_dict(tensors)
+        self.background_reads = None

@@ -21,6 +21,7 @@ from torch import Tensor
 from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows, sum_rows
 from memgraft.config import Config
+from memgraft.covariance import BackgroundReads, background_reads
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
@@ -173,8 +174,11 @@ def write(
     moments: dict[str, Moments],
     seed: int,
     kept: Mapping[str, Tensor] | None = None,
+    reads: Mapping[str, BackgroundReads] | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer step: choose slots per table, of those in `kept` where given, and change their rows. Returns the slots written.
+
+    The background's covariance is that of `reads`, or where there are none its diagonal, the load of each slot.
 
     A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score.
     """
@@ -188,11 +192,13 @@ def write(
         if kept is not None:
             scores[~torch.isin(slots, kept[name])] = 0
         chosen = choose(slots, scores, recipe.t)
-        load = usage[name].load_of(chosen, model.config.slots).to(gradient.device)
+        covariance = usage[name].load_of(chosen, model.config.slots)
+        if reads and len(chosen):
+            covariance = _raised(reads[name].covariance_of(chosen), covariance)
         on_device = chosen.to(gradient.device)
         matrix = address_matrix(address, on_device)
         context = address_matrix(recorder.context_of(model, name), on_device)
-        change = row_changes(recipe.writer, matrix, gradient, chosen, load, moments[name], context)
+        change = row_changes(recipe.writer, matrix, gradient, chosen, covariance.to(gradient.device), moments[name], context)
         table = model.table(name)
         rows = table.allocate(on_device)
         values = table.values[rows] + change
@@ -201,6 +207,12 @@ def write(
         table.values[rows] = values
         written[name] = chosen
     return written
+
+
+def _raised(covariance: Tensor, load: Tensor) -> Tensor:
+    """The covariance with its diagonal at least the load, which counts earlier lessons as well."""
+    covariance.diagonal().copy_(torch.maximum(covariance.diagonal(), load))
+    return covariance
 
 
 def teach(
@@ -255,6 +267,8 @@ def _teach(
     first = model.config.layers[0]
     taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
     budget = recipe.cache_bytes if taught_again else 0
+    full = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
+    reads = background_reads(model) if full else {}
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
     progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
     if progress.rows is not None:
@@ -276,7 +290,8 @@ def _teach(
             loss, recorder = read_gradients(model, batch, key, recipe, prefix)
             check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
             progress.add_loss(index, loss)
-            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, recipe.seed + index, kept).items():
+            seed = recipe.seed + index
+            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, seed, kept, reads).items():
                 progress.batch_slots[name][index] = torch.cat([progress.batch_slots[name][index], slots]).unique()
             if keeper:
                 keeper.keep(progress, model.rows)

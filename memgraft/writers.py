@@ -53,23 +53,26 @@ class Adam(Config):
 
 
 class LeastInterference(Config):
-    """The smallest write that moves the reads along −G and holds those of the context, rows that the background reads being dear.
+    """The smallest write that moves the reads along −G, holds those of the context, and spares those of the background.
 
-        ΔV = argmin ‖W ΔV + η G‖² + γ ‖W_c ΔV‖² + λ′ ΔVᵀ D⁻¹ ΔV      D = 1 / (1 + μ · load)      λ′ = λ · mean diag(W D Wᵀ)
+        ΔV = argmin ‖W ΔV + η G‖² + γ ‖W_c ΔV‖² + λ′ ΔVᵀ (I + μ C) ΔV      λ′ = λ · mean diag(W Wᵀ)
 
-    Without W_c that is ΔV = −η D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G, the ridge form of MEMIT's update (Meng et al. 2023, arXiv 2210.07229,
-    §4.2) with a diagonal background covariance: `load` is a slot's background Σ weight² per token, times the number of slots
-    (`Usage.load_of`). W_c holds what the context reads that a wording starts with, other questions and their answers: what is
-    taught must be told from those, else the words that lead up to any answer learn to lead up to this one. The rows of G longer
-    than `max_step` / η are cut to that length: a trust region per token, without which a few tokens with outlying gradients move
-    the memory by several times the residual stream's norm.
+    The ridge form of MEMIT's update (Meng et al. 2023, arXiv 2210.07229, §4.2). C is the background's covariance, Σ w wᵀ per
+    token, times the number of slots (`BackgroundReads.covariance_of`), or its diagonal, the slots' load (`Usage.load_of`), which
+    is cheaper and misses that slots which are read together add up. W_c holds what the context reads that a wording starts with,
+    other questions and their answers: what is taught must be told from those, else the words that lead up to any answer learn to
+    lead up to this one. The rows of G longer than `max_step` / η are cut to that length: a trust region per token, without which
+    a few tokens with outlying gradients move the memory by several times the residual stream's norm.
     """
 
     name: Literal["least-interference"] = "least-interference"
     learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
     max_step: float | None = Field(0.4, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
-    background_weight: float = Field(300.0, ge=0, description="μ: how much dearer a slot gets that the background reads")
-    ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W D Wᵀ; more moves what tokens share first")
+    ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W Wᵀ; more moves what tokens share first")
+    background_weight: float = Field(30.0, ge=0, description="μ: how much dearer it gets to change what the background reads")
+    covariance: Literal["full", "diagonal"] = Field(
+        "full", description="what is known of the background: slots read together, or each slot alone, cheaper where t is large"
+    )
     context_weight: float = Field(1.0, ge=0, description="γ: how firmly the reads of the context before what is taught are held; 0: not")
 
 
@@ -133,7 +136,7 @@ def row_changes(
     matrix_TS: Tensor,
     gradient_TV: Tensor,
     slots: Tensor,
-    load: Tensor,
+    covariance: Tensor,
     moments: Moments,
     context_CS: Tensor | None = None,
 ) -> Tensor:
@@ -144,15 +147,16 @@ def row_changes(
         matrix_TS: W restricted to the chosen slots (`address_matrix`).
         gradient_TV: dL/dy at the read, fp32.
         slots: (S,) chosen slot ids.
-        load: (S,) background load of each (`Usage.load_of`).
+        covariance: (S, S) of the background's reads (`BackgroundReads.covariance_of`), or its diagonal (S,) (`Usage.load_of`); other
+            writers than the least-interference one leave it alone, and the context as well.
         moments: Adam's state; other writers leave it alone.
-        context_CS: W_c restricted to the chosen slots; only the least-interference writer holds it.
+        context_CS: W_c restricted to the chosen slots.
 
     Returns:
         (S, V) fp32, to be added to the rows.
     """
     if isinstance(writer, LeastInterference):
-        return least_interference(writer, matrix_TS, gradient_TV, load, context_CS)
+        return least_interference(writer, matrix_TS, gradient_TV, covariance, context_CS)
     row_gradient = clipped(matrix_TS.T @ gradient_TV, writer.max_norm)
     if isinstance(writer, Adam):
         return moments.step(slots, row_gradient, writer)
@@ -160,31 +164,31 @@ def row_changes(
 
 
 def least_interference(
-    writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, load: Tensor, context_CS: Tensor | None = None
+    writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, covariance: Tensor, context_CS: Tensor | None = None
 ) -> Tensor:
-    """ΔV (S, V) of the least-interference step, solved in the smaller of token space and row space.
+    """ΔV (S, V) of the least-interference step; with a diagonal covariance solved in the smaller of token space and row space.
 
     The large products are fp32; the system itself, whose condition the ridge bounds, is solved in fp64.
     """
     if writer.max_step is not None:
         step = writer.learning_rate * gradient_TV.norm(dim=-1, keepdim=True)
         gradient_TV = gradient_TV * (writer.max_step / step.clamp_min(writer.max_step))
-    cheapness = 1.0 / (1.0 + writer.background_weight * load)  # D, (S,)
-    ridge = writer.ridge * (matrix_TS.square() @ cheapness).mean()
+    ridge = writer.ridge * matrix_TS.square().sum(-1).mean()
     if not ridge > 0:
         return gradient_TV.new_zeros(matrix_TS.shape[1], gradient_TV.shape[1])
     if context_CS is not None and writer.context_weight > 0:  # tokens whose reads are asked to stay
         held = context_CS[(context_CS != 0).any(-1)]
         matrix_TS = torch.cat([matrix_TS, held * writer.context_weight**0.5])
         gradient_TV = torch.cat([gradient_TV, gradient_TV.new_zeros(len(held), gradient_TV.shape[1])])
-    if len(matrix_TS) <= matrix_TS.shape[1]:
-        weighted = matrix_TS * cheapness  # W D
+    dearness = writer.background_weight * covariance
+    if dearness.dim() == 1 and len(matrix_TS) <= matrix_TS.shape[1]:  # D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G with D = (I + μ C)⁻¹, the same
+        weighted = matrix_TS / (1 + dearness)
         gram = weighted @ matrix_TS.T
         gram.diagonal().add_(ridge)
         change = weighted.T @ _solve(gram, gradient_TV)
-    else:  # (D⁻¹ λ′ + WᵀW)⁻¹ Wᵀ G, the same by the push-through identity
-        gram = matrix_TS.T @ matrix_TS
-        gram.diagonal().add_(ridge / cheapness)
+    else:
+        gram = matrix_TS.T @ matrix_TS + ridge * (dearness if dearness.dim() == 2 else dearness.diag())
+        gram.diagonal().add_(ridge)
         change = _solve(gram, matrix_TS.T @ gradient_TV)
     return -writer.learning_rate * change
 

@@ -31,13 +31,13 @@ def change(
     gradient: Tensor,
     chosen: Tensor,
     *,
-    load: Tensor | None = None,
+    covariance: Tensor | None = None,
     moments: Moments | None = None,
     context: Address | None = None,
 ) -> Tensor:
-    load = torch.zeros(len(chosen)) if load is None else load
+    covariance = torch.zeros(len(chosen)) if covariance is None else covariance
     held = address_matrix(context, chosen) if context else None
-    return row_changes(writer, address_matrix(address, chosen), gradient, chosen, load, moments or Moments(), held)
+    return row_changes(writer, address_matrix(address, chosen), gradient, chosen, covariance, moments or Moments(), held)
 
 
 def table_gradient(table: Tensor, address: Address, gradient: Tensor) -> Tensor:
@@ -109,15 +109,15 @@ def test_adam_keeps_state_only_for_rows_that_were_ever_chosen() -> None:
     assert len(moments._first) == 7
 
 
-def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: Tensor, context: Tensor | None = None) -> Tensor:
-    """−η (Wᵀ W + γ W_cᵀ W_c + λ′ D⁻¹)⁻¹ Wᵀ G, where the gradient of what is minimised is zero, in fp64, the rows of G cut."""
+def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, covariance: Tensor, context: Tensor | None = None) -> Tensor:
+    """−η (Wᵀ W + γ W_cᵀ W_c + λ′ (I + μ C))⁻¹ Wᵀ G, where the gradient of what is minimised is zero, in fp64, the rows of G cut."""
     weights, gradient = matrix.double(), gradient.double()
     if writer.max_step is not None:
         longest = writer.max_step / writer.learning_rate
         gradient = torch.stack([row * min(1.0, longest / row.norm().item()) for row in gradient])
-    dearness = torch.diag(1 + writer.background_weight * load.double())
-    ridge = writer.ridge * (weights @ dearness.inverse() @ weights.T).diagonal().mean()
-    system = weights.T @ weights + ridge * dearness
+    full = covariance.double() if covariance.dim() == 2 else torch.diag(covariance.double())
+    ridge = writer.ridge * (weights @ weights.T).diagonal().mean()
+    system = weights.T @ weights + ridge * (torch.eye(len(full)) + writer.background_weight * full)
     if context is not None:
         system += writer.context_weight * context.double().T @ context.double()
     return torch.mul(torch.linalg.solve(system, weights.T @ gradient), -writer.learning_rate)
@@ -131,6 +131,7 @@ def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, load: 
     max_step=st.sampled_from([None, 5.0, 1000.0]),  # rows of G are about √5 long, so some, or none, are cut
     context_tokens=st.integers(0, 6),
     context_weight=st.sampled_from([0.0, 1.0, 20.0]),
+    full=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with_more(
@@ -141,6 +142,7 @@ def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with
     max_step: float | None,
     context_tokens: int,
     context_weight: float,
+    full: bool,
     seed: int,
 ) -> None:
     writer = LeastInterference(
@@ -148,14 +150,15 @@ def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with
     )
     slots = torch.randperm(SLOTS, generator=torch.Generator().manual_seed(seed))[:chosen].sort().values
     address, gradient = random_address(tokens, seed), random_gradient(tokens, seed + 1)
-    load = 4 * torch.rand(chosen, generator=torch.Generator().manual_seed(seed + 2))
+    background = torch.rand(3, chosen, generator=torch.Generator().manual_seed(seed + 2))
+    covariance = background.T @ background if full else 4 * background[0]
     matrix = address_matrix(address, slots)
     context = random_address(context_tokens, seed + 3)
-    found = change(writer, address, gradient, slots, load=load, context=context)
+    found = change(writer, address, gradient, slots, covariance=covariance, context=context)
     assert found.shape == (chosen, WIDTH)
     assert found.dtype == torch.float32
     if matrix.any():
-        expected = explicit(writer, matrix, gradient, load, address_matrix(context, slots)).float()
+        expected = explicit(writer, matrix, gradient, covariance, address_matrix(context, slots)).float()
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     else:
         assert not found.any()
@@ -167,7 +170,7 @@ def test_both_ways_to_solve_are_taken_and_agree_with_the_formula(tokens: int) ->
     writer, slots = LeastInterference(learning_rate=1.0, background_weight=2.0, max_step=None), torch.arange(0, SLOTS, 2)
     assert len(slots) == 12
     expected = explicit(writer, address_matrix(address, slots), gradient, load).float()
-    torch.testing.assert_close(change(writer, address, gradient, slots, load=load), expected, atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(change(writer, address, gradient, slots, covariance=load), expected, atol=1e-6, rtol=1e-4)
 
 
 def test_with_a_small_ridge_the_reads_move_by_the_learning_rate_along_minus_the_gradient() -> None:
@@ -208,7 +211,7 @@ def test_a_loaded_slot_moves_less_the_more_so_the_larger_mu() -> None:
     load, slots = torch.tensor([2.0, 0.0]), torch.tensor([0, 1])
     shares = []
     for mu in (0.0, 1.0, 30.0):
-        loaded, free = change(LeastInterference(background_weight=mu), address, gradient, slots, load=load)
+        loaded, free = change(LeastInterference(background_weight=mu), address, gradient, slots, covariance=load)
         torch.testing.assert_close(loaded, free / (1 + 2 * mu))
         shares.append((loaded.norm() / free.norm()).item())
     assert shares == pytest.approx([1.0, 1 / 3, 1 / 61], rel=1e-4)

@@ -53,7 +53,7 @@ def learn(
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
         float | None,
-        typer.Option("--mu", help="How much dearer slots get that the background reads.", show_default="300"),
+        typer.Option("--mu", help="How much dearer it gets to change what the background reads.", show_default="30"),
     ] = None,
     passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="14")] = None,
     until_loss: Annotated[

@@ -63,7 +63,7 @@ def described(method: AnyMethod) -> str:
         recipe, writer = method.recipe, method.recipe.writer
         parts = [recipe.ranking, f"t {recipe.t or 'all'}", writer.name, f"lr {writer.learning_rate:g}"]
         if writer.name == "least-interference":
-            parts += [f"μ {writer.background_weight:g}", f"λ {writer.ridge:g}"]
+            parts += [f"μ {writer.background_weight:g} {writer.covariance}", f"λ {writer.ridge:g}", f"γ {writer.context_weight:g}"]
             parts.append(f"step {writer.max_step:g}" if writer.max_step else "any step")
         if recipe.rows:
             parts.append(f"{recipe.rows} rows a fact, {recipe.settling} passes to settle")

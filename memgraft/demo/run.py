@@ -79,9 +79,8 @@ class Answers:
 
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
-# Facts that are all about one company share addresses: more rows and shorter steps than the default forget less (docs/limits.md).
-# Twice as many wordings, the default, learn more and take twice the time.
-RECIPE = Recipe(wordings=4, rows=300, writer=LeastInterference(max_step=0.12, ridge=1.0))
+# Half the wordings and two thirds of the passes of the default recipe, with longer steps: it takes half the time.
+RECIPE = Recipe(wordings=4, passes=10, writer=LeastInterference(max_step=0.7))
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
