@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,16 +12,18 @@ from torch import Tensor
 
 from memgraft.background import Background
 from memgraft.commits import Rows
-from memgraft.covariance import BackgroundReads, background_reads
+from memgraft.covariance import Reads, background_reads, common_questions
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import count_usage
 from memgraft.memory import Address
 from memgraft.teaching import Recipe, teach
 from memgraft.usage import merge_taught
+from memgraft.wordings import load_pool
 from memgraft.writers import LeastInterference
-from tests.models import random_batch, tiny_graft
+from tests.models import random_batch, tiny_graft, tiny_tokenizer
 
 SLOTS = 20
+CHAT = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}\n{% endfor %}"
 
 
 def random_addresses(documents: int, seed: int, heads: int = 2) -> list[Address]:
@@ -45,7 +48,7 @@ def dense_reads(address: Address) -> Tensor:
 def test_is_that_of_the_dense_reads(documents: int, chosen: set[int], seed: int) -> None:
     addresses, slots = random_addresses(documents, seed), torch.tensor(sorted(chosen), dtype=torch.int64)
     reads = torch.cat([dense_reads(address) for address in addresses])[:, slots]
-    found = BackgroundReads(addresses, SLOTS).covariance_of(slots)
+    found = Reads(addresses, SLOTS).covariance_of(slots)
     assert (found.shape, found.dtype) == ((len(slots), len(slots)), torch.float32)
     torch.testing.assert_close(found, reads.T @ reads * SLOTS / len(reads))
 
@@ -65,7 +68,26 @@ def test_its_diagonal_is_the_load_of_each_slot() -> None:
             slots = torch.arange(model.config.slots)
             load = model.usage[name].load_of(slots, model.config.slots)
             assert load.any()
-            torch.testing.assert_close(reads.covariance_of(slots).diagonal(), load)
+            torch.testing.assert_close(reads.text.covariance_of(slots).diagonal(), load)
+
+
+def test_common_questions_are_spared_as_much_as_the_background() -> None:
+    model = with_background()
+    (reads,) = background_reads(model).values()
+    slots = torch.arange(model.config.slots)
+    text, questions = reads.text.covariance_of(slots), reads.questions.covariance_of(slots)
+    assert torch.equal(reads.covariance_of(slots), text + questions)
+    assert questions.trace().item() == pytest.approx(text.trace().item(), rel=0.3)  # however many tokens each has
+
+
+def test_common_questions_come_in_the_forms_that_facts_are_taught_in() -> None:
+    tokenizer = tiny_tokenizer(CHAT)
+    texts = [tokenizer.decode(ids) for ids in common_questions(tokenizer)]
+    assert len(texts) == 2 * len(load_pool("contexts"))
+    assert any("Someone asked" in text for text in texts)
+    assert any("<user>" in text for text in texts)
+    for pair in load_pool("contexts"):
+        assert any(pair.question in text and pair.answer in text for text in texts)
 
 
 def test_reads_are_made_once_and_again_after_the_memory_changed() -> None:
