@@ -1,4 +1,4 @@
-"""The Pareto harness end to end on a tiny model: killed for real, it goes on where it was; and what keeps tests out of the lessons."""
+"""The benchmarks end to end on a tiny model: killed for real, one goes on where it was; and what keeps tests out of the lessons."""
 
 from __future__ import annotations
 
@@ -119,6 +119,17 @@ def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: P
     assert rows == sorted(rows)
     assert rows[0] > 0
     assert by_method["lora"]["along"][0]["rows"] is None
+
+
+def test_the_first_benchmark_gives_the_same_with_one_job_and_with_two(data: Path, model: Path, tmp_path: Path) -> None:
+    few = ["--facts", "2", "--questions", "2", "--text-tokens", "128", "--passes", "1", "--wordings", "2", "--arms", "lora"]
+    for jobs in ("1", "2"):
+        own = ["--data", str(data), "--model", str(model), "-o", str(tmp_path / jobs), "--jobs", jobs]
+        subprocess.run([sys.executable, "-m", "benchmarks.first", *own, *few], cwd=ROOT, check=True)
+    one, two = (sorted(lines(tmp_path / jobs / "runs.jsonl"), key=lambda run: str(run["id"])) for jobs in ("1", "2"))
+    assert {run["recipe"]["arm"] for run in one} == {"base", "lora, lr 2e-04"}
+    assert [(run["id"], run["scores"], run["losses"]) for run in one] == [(run["id"], run["scores"], run["losses"]) for run in two]
+    assert len((tmp_path / "2" / "table.md").read_text(encoding="utf-8").splitlines()) == 4
 
 
 def test_core_sets_are_what_all_sequences_read(data: Path, model: Path, tmp_path: Path) -> None:
