@@ -10,7 +10,7 @@ from memgraft.writers import LeastInterference
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def memory(passes: int = 14, rows: int | None = 84, settling: int = 4, max_step: float = 1.0, threshold: float = 0.07) -> Memory:
+def memory(passes: int = 14, rows: int | None = 84, settling: int = 4, max_step: float = 0.7, threshold: float = 0.07) -> Memory:
     """The package's own way to teach."""
     writer = LeastInterference(max_step=max_step)
     return Memory(recipe=Recipe(passes=passes, rows=rows, settling=settling, writer=writer), threshold=threshold)
@@ -25,7 +25,7 @@ def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 
 def grid() -> dict[str, list[AnyMethod]]:
     """Six settings a method, from cautious to bold; the optimizer is one of the things tuned."""
     return {
-        "memory": [memory(), memory(threshold=0.1), memory(max_step=0.5), memory(passes=7), memory(rows=300), memory(rows=None)],
+        "memory": [memory(), memory(threshold=0.1), memory(max_step=1.0), memory(passes=7), memory(rows=300), memory(rows=None)],
         "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
         "lora": [
             LoRA(optimizer=AdamW(lr=2e-4), passes=4),
