@@ -176,23 +176,28 @@ def least_interference(
     ridge = writer.ridge * matrix_TS.square().sum(-1).mean()
     if not ridge > 0:
         return gradient_TV.new_zeros(matrix_TS.shape[1], gradient_TV.shape[1])
-    if context_CS is not None and writer.context_weight > 0:  # tokens whose reads are asked to stay
+    moved = (gradient_TV != 0).any(-1)  # the tokens that are asked to move; the rest are asked to stay
+    asked_MS, gradient_MV = matrix_TS[moved], gradient_TV[moved]
+    if context_CS is not None and writer.context_weight > 0:
         held = context_CS[(context_CS != 0).any(-1)]
         matrix_TS = torch.cat([matrix_TS, held * writer.context_weight**0.5])
-        gradient_TV = torch.cat([gradient_TV, gradient_TV.new_zeros(len(held), gradient_TV.shape[1])])
     dearness = writer.background_weight * covariance
     if dearness.dim() == 1 and len(matrix_TS) <= matrix_TS.shape[1]:  # D Wᵀ (W D Wᵀ + λ′ I)⁻¹ G with D = (I + μ C)⁻¹, the same
         weighted = matrix_TS / (1 + dearness)
         gram = weighted @ matrix_TS.T
         gram.diagonal().add_(ridge)
-        change = weighted.T @ _solve(gram, gradient_TV)
+        asked = torch.eye(len(gram), device=gram.device)[:, : len(moved)][:, moved]
+        change = weighted.T @ _solve(gram, asked, gradient_MV)
     else:
         gram = matrix_TS.T @ matrix_TS + ridge * (dearness if dearness.dim() == 2 else dearness.diag())
         gram.diagonal().add_(ridge)
-        change = _solve(gram, matrix_TS.T @ gradient_TV)
+        change = _solve(gram, asked_MS.T, gradient_MV)
     return -writer.learning_rate * change
 
 
-def _solve(gram: Tensor, right: Tensor) -> Tensor:
-    """gram⁻¹ right for a symmetric positive definite matrix, fp32 in and out."""
-    return torch.cholesky_solve(right.double(), torch.linalg.cholesky(gram.double())).float()
+def _solve(gram: Tensor, asked: Tensor, gradient_MV: Tensor) -> Tensor:
+    """gram⁻¹ · asked · gradient for a symmetric positive definite matrix, fp32 in and out, by the fewer right-hand sides."""
+    factor = torch.linalg.cholesky(gram.double())
+    if asked.shape[1] < gradient_MV.shape[1]:
+        return torch.cholesky_solve(asked.double(), factor).float() @ gradient_MV
+    return torch.cholesky_solve((asked @ gradient_MV).double(), factor).float()
