@@ -269,37 +269,17 @@ def test_a_folder_where_no_lock_can_be_made_is_a_one_line_error(
 
 
 KILLED = """
-import os, signal, sys
+import os, sys
 import torch
 torch.set_num_threads(1)
 from memgraft.commits import Commit, Rows
-from memgraft.store import MemoryStore, files
+from memgraft.store import MemoryStore
+from tests.killing import killed_at_each_call
 
 path = sys.argv[1]
 taught = Commit({"0": Rows(torch.tensor([5]), torch.ones(1, 3))}, "killed", {}, "d" * 64)
 
-def child(k):
-    calls = 0
-    def wrapped(primitive):
-        def call(*args):
-            nonlocal calls
-            calls += 1
-            if calls == k:
-                if primitive.__name__ == "write":
-                    os.write(args[0], bytes(args[1])[: len(args[1]) // 2])
-                os.kill(os.getpid(), signal.SIGKILL)
-            return primitive(*args)
-        return call
-    for name in ("open_new", "write", "sync", "rename", "make_folder"):
-        setattr(files, name, wrapped(getattr(files, name)))
-    MemoryStore.open(path).append(taught)
-
-for k in range(1, 1000):
-    pid = os.fork()
-    if pid == 0:
-        child(k)
-        os._exit(0)
-    _, status = os.waitpid(pid, 0)
+for k, status in killed_at_each_call(lambda: MemoryStore.open(path).append(taught)):
     store = MemoryStore.open(path)
     problems = store.verify()
     slots = store.state()["0"].slots.tolist()
@@ -310,7 +290,8 @@ for k in range(1, 1000):
 
 
 def test_a_process_killed_at_any_call_leaves_the_store_whole(taught: MemoryStore, lesson: Lesson) -> None:
-    done = subprocess.run([sys.executable, "-c", KILLED, taught.path], capture_output=True, text=True, timeout=300)
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run([sys.executable, "-c", KILLED, taught.path], capture_output=True, text=True, timeout=300, cwd=root)
     assert done.returncode == 0, done.stderr
     *before, last = [line.split()[1:] for line in done.stdout.splitlines()]
     assert len(before) > 10
