@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from memgraft.checkpoints import Checkpoints
 from memgraft.commits import Commit, DataFile
 from memgraft.data import ExampleSet, read_examples
 from memgraft.encoding import TokenBatch, chunk, encode, joined
-from memgraft.errors import DataError, MemgraftError, TeachingError
+from memgraft.errors import DataError, MemgraftError, StoreError, TeachingError
 from memgraft.examples import Example, Fact, Text
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
@@ -212,7 +212,8 @@ def learn(
     except BaseException as error:
         model.assign_rows(rows_before)
         if keeper and isinstance(error, TeachingError):  # it would end in the same way again
-            keeper.remove()
+            with suppress(StoreError):  # a checkpoint that can't be removed is not what the lesson failed of
+                keeper.remove()
         raise
     model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
     return commit

@@ -215,6 +215,14 @@ class TestWhatIsFound:
         assert found[-1], "there was one"
         assert not checkpoints.path.exists()
 
+    def test_that_stays_does_not_hide_why_the_lesson_ended(self, model: GraftedModel, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def refuse(self: Checkpoints) -> None:
+            raise StoreError("another process is writing")
+
+        monkeypatch.setattr(Checkpoints, "remove", refuse)
+        with pytest.raises(TeachingError):
+            teach(model, facts, recipe(LeastInterference(learning_rate=1e300, max_step=None)))
+
 
 def test_resuming_without_a_checkpoint_starts(model: GraftedModel, facts: Path) -> None:
     assert teach(model, facts, recipe(), resume=True)[1] == 9
