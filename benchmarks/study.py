@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from benchmarks.jobs import Runner, finished
 from benchmarks.measurement import FACTS, data_file, question_probe, taught_rows
 from benchmarks.selection import Selection, select_facts
 from benchmarks.splits import Split, check_unseen, overlapping, split_of
@@ -120,42 +122,57 @@ class Study:
         self.probes = self._load_probes()
         self.base_scores = BaseScores(output / "base.json", self.identity, self._measure_base)
         self.runs_path = output / "runs.jsonl"
-        self.runs = read_runs(self.runs_path)
         self.passes = max(getattr(method, "passes", 1) for each in self.methods.values() for method in each)
         self._materials: dict[tuple[Split, int, int], Material] = {}
         self._current: Material | None = None
 
-    def run(self) -> None:
-        """All tasks that are not in runs.jsonl yet."""
-        done: list[dict[str, Any]] = []
-        for task in self.tasks(done):
-            material = self._material(task)
-            recipe = {**self.identity, **_without(self.sizes, "settings"), "study": self.name, "split": task.split, "seed": task.seed}
-            recipe |= {"facts": task.facts, "selection": material.selection.model_dump(mode="json"), "settings": settings(task.taught_as)}
-            id = run_id(recipe)
-            known = id in self.runs
-            print(
-                f"{task.split}, seed {task.seed}, {task.method}: {described(task.taught_as)}{' (done)' if known else ''}", file=sys.stderr
-            )
-            if not known:
-                self.runs[id] = {"id": id, **self._run(task, material), "recipe": recipe, "environment": environment(self.device)}
-                append_run(self.runs_path, self.runs[id])
-            done.append(self.runs[id])
-            if not known:
-                self._summarise(done)
+    def run(self, jobs: int, make: Callable[[], Runner]) -> None:
+        """All tasks that are not in runs.jsonl yet, `jobs` at a time; this process alone writes there.
+
+        Args:
+            make: makes `run_task` of an equal study in another process.
+        """
+        runs, done = read_runs(self.runs_path), list[dict[str, Any]]()
+        for phase in self.phases(done):
+            ids = [self._id(task) for task in phase]
+            missing = [task for task, id in zip(phase, ids, strict=True) if id not in runs]
+            # The base first: what it scores and answers is in files then, which all others read.
+            first = [task for task in missing if task.method == BASE]
+            others = [task for task in missing if task.method != BASE]
+            if jobs > 1 and any(_needs_background(task.taught_as) for task in others):
+                self.workshop.background()
+            for run in itertools.chain(map(self.run_task, first), finished(others, jobs, self.run_task, make)):
+                append_run(self.runs_path, run)
+                runs[run["id"]] = run
+                self._summarise(done + [runs[id] for id in ids if id in runs])
+            done += [runs[id] for id in ids]
         self._summarise(done)
 
-    def tasks(self, done: Sequence[dict[str, Any]]) -> Iterator[Task]:
+    def run_task(self, task: Task) -> dict[str, Any]:
+        """Teach and measure one task."""
+        print(f"{task.split}, seed {task.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)
+        measured = self._run(task, self._material(task))
+        return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": environment(self.device)}
+
+    def _id(self, task: Task) -> str:
+        return run_id(self._recipe(task))
+
+    def _recipe(self, task: Task) -> dict[str, Any]:
+        """All that shapes a run's figures."""
+        selection = self._material(task).selection.model_dump(mode="json")
+        what = {"study": self.name, "split": task.split, "seed": task.seed, "facts": task.facts}
+        return {**self.identity, **_without(self.sizes, "settings"), **what, "selection": selection, "settings": settings(task.taught_as)}
+
+    def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
         if self.name != "pareto":
             split: Split = "tuning" if self.name in FOR_CHOOSING else "test"
             facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
-            yield from self._tasks(split, facts, 0, self.methods)
+            yield list(self._tasks(split, facts, 0, self.methods))
             return
-        yield from self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods)
+        yield list(self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods))
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
-        for seed in range(self.sizes.test_seeds):
-            yield from self._tasks("test", self.sizes.test_facts, seed, finalists)
+        yield [task for seed in range(self.sizes.test_seeds) for task in self._tasks("test", self.sizes.test_facts, seed, finalists)]
 
     @staticmethod
     def _tasks(split: Split, facts: int, seed: int, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
@@ -264,11 +281,13 @@ class Study:
                 wrong.update({str(row): value == 0 for row, value in zip(asked, values, strict=True)})
             return [wrong[str(row)] for row in rows]
 
+        known = len(wrong)
         chosen = select_facts([self.rows[index] for index in own], is_wrong, task.facts, task.seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-        partial.replace(path)
+        if len(wrong) > known:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+            partial.replace(path)
         return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
 
     def _load_probes(self) -> list[AnyProbe]:
@@ -336,6 +355,10 @@ def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
     elif "passes" in values and sizes.passes is not None:
         values["passes"] = sizes.passes
     return method_of(values)
+
+
+def _needs_background(method: AnyMethod) -> bool:
+    return method.method == "memory" or bool(getattr(method, "replay", 0))
 
 
 def _checkpoints(facts: int) -> set[int]:

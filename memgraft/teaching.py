@@ -43,6 +43,7 @@ class Recipe(Config):
     passes: int = Field(14, gt=0, description="times that each batch is taught, at most")
     rows: int | None = Field(84, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
     settling: int = Field(4, ge=0, description="passes, the last ones, that change only the rows that are kept")
+    pruning: int = Field(1, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     row_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
@@ -274,12 +275,13 @@ def _teach(
     if progress.rows is not None:
         model.assign_rows(progress.rows)
     settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
+    pruned_from = max(1, settled_from - recipe.pruning + 1)
     for turn in range(progress.turn, recipe.passes):
         kept, since = None, 0
-        if recipe.rows is not None and turn >= settled_from:
-            since = settled_from  # what was taken back may have raised the losses of before
-            if turn == settled_from and not (progress.turn == turn and progress.place):
-                keep_largest(model, before, recipe.rows * len(batches))
+        if recipe.rows is not None and turn >= pruned_from:
+            since = min(turn, settled_from)  # what was taken back may have raised the losses of before
+            if turn <= settled_from and not (progress.turn == turn and progress.place):
+                keep_largest(model, before, pruned_to(model, before, recipe.rows * len(batches), settled_from - turn + 1))
             kept = {name: difference(rows, before[name]).slots for name, rows in model.rows().items()}
         for index in progress.begin(turn, generator, len(batches)):
             progress.place += 1
@@ -334,6 +336,12 @@ def rounded(rows: Rows, dtype: Literal["float32", "bfloat16"]) -> Rows:
     values = rows.values.bfloat16().float()
     changed = (values != 0).any(-1)
     return Rows(rows.slots[changed], values[changed])
+
+
+def pruned_to(model: GraftedModel, before: Mapping[str, Rows], target: int, steps: int) -> int:
+    """How many rows to keep now, where `steps` steps by one factor, this one included, lead from those that changed to `target`."""
+    changed = sum(len(difference(rows, before[name])) for name, rows in model.rows().items())
+    return target if changed <= target else round(changed * (target / changed) ** (1 / steps))
 
 
 def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) -> None:

@@ -59,7 +59,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(data: Path, model: Path, output: Path, *more: str) -> list[str]:
     own = ["--smoke", "--data", str(data), "--model", str(model), "-o", str(output), "--cache", str(output.parent / "cache")]
-    return [*own, "--methods", "memory", "lora", "retrieval", "--test-seeds", "1", "--background-tokens", "512", *more]
+    few = ["--methods", "memory", "lora", "retrieval", "--test-seeds", "1", "--background-tokens", "512", "--jobs", "1"]
+    return [*own, *few, *more]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -73,7 +74,7 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     runs = tmp_path / "pareto" / "runs.jsonl"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.pareto", *arguments],
+        [sys.executable, "-m", "benchmarks.pareto", *arguments, "--jobs", "2"],
         cwd=ROOT,
         env=environment,
         stderr=subprocess.DEVNULL,
@@ -130,6 +131,17 @@ def test_the_first_benchmark_gives_the_same_with_one_job_and_with_two(data: Path
     assert {run["recipe"]["arm"] for run in one} == {"base", "lora, lr 2e-04"}
     assert [(run["id"], run["scores"], run["losses"]) for run in one] == [(run["id"], run["scores"], run["losses"]) for run in two]
     assert len((tmp_path / "2" / "table.md").read_text(encoding="utf-8").splitlines()) == 4
+
+
+def test_a_study_gives_the_same_with_one_job_and_with_two(data: Path, model: Path, tmp_path: Path) -> None:
+    few = ["--test-facts", "2", "--questions", "2", "--text-tokens", "128"]
+    for jobs in ("1", "2"):
+        own = command(data, model, tmp_path / jobs, *few, "--methods", "memory", "lora", "--jobs", jobs)
+        subprocess.run([sys.executable, "-m", "benchmarks.pareto", *own], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    one, two = (sorted(lines(tmp_path / jobs / "runs.jsonl"), key=lambda run: str(run["id"])) for jobs in ("1", "2"))
+    assert [(run["id"], run["scores"], run["losses"]) for run in one] == [(run["id"], run["scores"], run["losses"]) for run in two]
+    summaries = [json.loads((tmp_path / jobs / "summary.json").read_text(encoding="utf-8")) for jobs in ("1", "2")]
+    assert [each["method"] for each in summaries[0]["test"]["settings"]] == [each["method"] for each in summaries[1]["test"]["settings"]]
 
 
 def test_core_sets_are_what_all_sequences_read(data: Path, model: Path, tmp_path: Path) -> None:

@@ -19,7 +19,18 @@ from memgraft.encoding import TokenBatch, joined
 from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
 from memgraft.reads import Recorder
-from memgraft.teaching import FrozenPrefix, Recipe, Step, check_loss, difference, frozen, read_gradients, target_logits, teach
+from memgraft.teaching import (
+    FrozenPrefix,
+    Recipe,
+    Step,
+    check_loss,
+    difference,
+    frozen,
+    keep_largest,
+    read_gradients,
+    target_logits,
+    teach,
+)
 from memgraft.usage import merge_taught
 from memgraft.writers import SGD, Adam, LeastInterference, Writer
 from tests.models import (
@@ -470,15 +481,17 @@ class TestTheRowBudget:
         rows=st.integers(1, 12),
         passes=st.integers(1, 3),
         settling=st.integers(0, 3),
+        pruning=st.integers(1, 3),
         writer=st.sampled_from(list(WRITERS)),
         layers=st.sampled_from([{"layers": (1,)}, {"layers": (0, 1)}, {"layers": (0, 1), "shared_values": True}]),
     )
     def test_keeps_few_rows_and_the_bits_of_all_others(
-        self, rows: int, passes: int, settling: int, writer: str, layers: dict[str, Any]
+        self, rows: int, passes: int, settling: int, pruning: int, writer: str, layers: dict[str, Any]
     ) -> None:
         model = fill(graft_with_usage(**layers), every=3)
         before = model.rows()
-        lesson = teach(model, some_batches(), recipe(rows=rows, passes=passes, settling=settling, writer=WRITERS[writer]))
+        chosen = recipe(rows=rows, passes=passes, settling=settling, pruning=pruning, writer=WRITERS[writer])
+        lesson = teach(model, some_batches(), chosen)
         assert 0 < sum(len(change) for change in lesson.changes.values()) <= 3 * rows
         for name, after in model.rows().items():
             change = lesson.changes[name]
@@ -502,6 +515,19 @@ class TestTheRowBudget:
         pruned, settled = taught(2, 0), taught(3, 1)
         assert torch.equal(settled.slots, pruned.slots)
         assert not torch.equal(settled.values, pruned.values)
+
+    def test_falls_by_one_factor_from_pass_to_pass(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        counts = []
+
+        def counting(model: GraftedModel, before: dict[str, Rows], count: int) -> None:
+            counts.append((sum(map(len, model.rows().values())), count))
+            keep_largest(model, before, count)
+
+        monkeypatch.setattr("memgraft.teaching.keep_largest", counting)
+        teach(graft_with_usage(), some_batches(), recipe(passes=6, rows=2, settling=1, pruning=3))
+        (written, first), (_, second), settled, at_the_end = counts
+        assert [first / written, second / first, 6 / second] == pytest.approx([(6 / written) ** (1 / 3)] * 3, abs=0.05)
+        assert (settled, at_the_end) == ((second, 6), (6, 6)), "passes in between change only what is left"
 
 
 def test_teaching_reads_in_full_whatever_the_threshold() -> None:

@@ -43,11 +43,13 @@ class BaseScores:
 
     def __init__(self, path: Path, identity: dict[str, Any], measure_probe: Callable[[AnyProbe], Measured]) -> None:
         self._path, self._identity, self._measure = path, identity, measure_probe
-        self._kept: dict[str, Measured] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        self._kept = self._on_disk()
 
     def of(self, probe: AnyProbe) -> Measured:
         """The base's scores on a probe."""
         key = run_id({**self._identity, "probe": probe.model_dump(mode="json")})
+        if key not in self._kept:
+            self._kept = self._on_disk()  # another process may have measured it meanwhile
         if key not in self._kept:
             self._kept[key] = self._measure(probe)
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -55,3 +57,6 @@ class BaseScores:
             partial.write_text(json.dumps(self._kept) + "\n", encoding="utf-8")
             partial.replace(self._path)
         return self._kept[key]
+
+    def _on_disk(self) -> dict[str, Measured]:
+        return dict(json.loads(self._path.read_text(encoding="utf-8"))) if self._path.exists() else {}
