@@ -80,7 +80,7 @@ class Answers:
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
 # Half the default's wordings and fewer, longer steps, in half the time; facts about one subject share rows, so more of them are kept.
-RECIPE = Recipe(wordings=4, passes=11, rows=150, writer=LeastInterference(max_step=1.0))
+RECIPE = Recipe(wordings=4, passes=10, rows=150, pruning=3, writer=LeastInterference(max_step=0.8))
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
