@@ -39,8 +39,12 @@ def finished(tasks: Sequence[Any], jobs: int, here: Runner, make: Callable[[], R
         yield from map(here, tasks)
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (make, threads_of(jobs))) as processes:
-        for done in as_completed([processes.submit(_run, task) for task in tasks]):
-            yield done.result()
+        try:
+            for done in as_completed([processes.submit(_run, task) for task in tasks]):
+                yield done.result()
+        except BaseException:  # what runs ends, what waits does not start
+            processes.shutdown(wait=False, cancel_futures=True)
+            raise
 
 
 def threads_of(jobs: int) -> int:
