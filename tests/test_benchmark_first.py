@@ -153,7 +153,7 @@ def test_missing_data_is_one_line_that_names_the_way_out(
 
 def test_no_jobs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["-o", str(tmp_path), "--data", str(tmp_path), "--jobs", "0"]) == 1
-    assert capsys.readouterr().err == "error: --jobs: 0 arms at a time; give 1 or more\n"
+    assert capsys.readouterr().err == "error: --jobs: 0 at a time; give 1 or more\n"
 
 
 def test_a_selection_keeps_row_numbers_only() -> None:
