@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from benchmarks.measurement import Protocol
 from memgraft.baselines import AdamW, LoRA
-from memgraft.comparison.grid import memory, papers
+from memgraft.comparison.grid import memory, papers, without_cues
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.config import Config
 from memgraft.errors import MemgraftError
@@ -24,7 +24,7 @@ class Arm(Config):
 
 def memory_arms(learning_rates: Sequence[float]) -> list[Arm]:
     """The package's own recipe, and the papers' rankings with their optimizer, every row kept and every read added."""
-    choices: dict[str, Memory] = {"least-interference": memory()}
+    choices: dict[str, Memory] = {"least-interference": memory(), "least-interference, no cues": without_cues()}
     for lr in learning_rates:
         choices |= {f"{ranking}+sgd, lr {lr:g}": papers(ranking, t=1000, lr=lr) for ranking in ("tfidf", "kl")}
     # Defaults are spelled out in the settings: a run made with other ones is another run.
@@ -35,6 +35,8 @@ def _settings(method: Memory) -> dict[str, Any]:
     fields = {"ranking", "t", "rows", "settling", "writer", "until_loss", "loss"}
     if method.recipe.pruning != 1:  # younger than the first runs, which were made with 1
         fields.add("pruning")
+    if method.recipe.scope != "everywhere":  # likewise
+        fields.add("scope")
     return {**method.recipe.model_dump(mode="json", include=fields), "threshold": method.threshold}
 
 
@@ -53,7 +55,7 @@ def method_of(arm: Arm, protocol: Protocol) -> AnyMethod:
         own = {name: value for name, value in arm.settings.items() if name not in optimizer}
         return LoRA(optimizer=AdamW(**optimizer), passes=protocol.passes, **own)
     own = {name: value for name, value in arm.settings.items() if name != "threshold"}
-    recipe = Recipe.model_validate({**own, "passes": protocol.passes, "wordings": protocol.wordings})
+    recipe = Recipe.model_validate({"scope": "everywhere", **own, "passes": protocol.passes, "wordings": protocol.wordings})
     return Memory(recipe=recipe, threshold=arm.settings["threshold"])
 
 

@@ -189,7 +189,7 @@ def learn(
             before = measure(probe, model.base, model.tokenizer)
     if gate:
         gate.measure_before(model)
-    rows_before = model.rows()
+    rows_before, cues_before = model.rows(), model.cues
     try:
         start = time.perf_counter()
         lesson = teach(model, batches, recipe, usages_of(model, batches), keeper=keeper, on_step=on_step)
@@ -202,20 +202,22 @@ def learn(
             "taught": {example.id: getattr(example, "supersedes", None) for example in examples.examples if example.id is not None},
             "overlaps": [{"lesson": o.commit, "message": o.message, "shared_slots": o.shared_slots} for o in overlaps],
         }
+        if lesson.cues is not None:
+            record["cues"] = [[model.tokenizer.decode([token]) for token in tokens] for tokens in lesson.cues.tokens]
         if before and after:
             record["facts"] = asked(examples.examples, before, after)
             record["learned"] = sum(fact["learned"] for fact in record["facts"])
         if gate:
             record["gate"] = gate.check(model)
-        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep)
+        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, lesson.cues and lesson.cues.cues)
         model.history.learn(commit)
     except BaseException as error:
-        model.assign_rows(rows_before)
+        model.assign_rows(rows_before, cues_before)
         if keeper and isinstance(error, TeachingError):  # it would end in the same way again
             with suppress(StoreError):  # a checkpoint that can't be removed is not what the lesson failed of
                 keeper.remove()
         raise
-    model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
+    model.recall()
     return commit
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,8 +22,10 @@ from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows, sum_rows
 from memgraft.config import Config
 from memgraft.covariance import BackgroundReads, background_reads
+from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
+from memgraft.finding import Found, find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
@@ -40,18 +42,21 @@ class Recipe(Config):
     ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
-    passes: int = Field(14, gt=0, description="times that each batch is taught, at most")
+    passes: int = Field(10, gt=0, description="times that each batch is taught, at most")
     rows: int | None = Field(84, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
     settling: int = Field(4, ge=0, description="passes, the last ones, that change only the rows that are kept")
-    pruning: int = Field(1, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
+    pruning: int = Field(3, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     row_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
     )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
-    wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
+    wordings: int = Field(4, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
+    scope: Literal["cues", "everywhere"] = Field(
+        "cues", description="where the memory is open for the lesson: after the cues of its facts, where each has some, or everywhere"
+    )
     seed: int = Field(0, description="order of batches, wordings and the random ranking")
 
 
@@ -62,6 +67,7 @@ class Lesson:
     changes: dict[str, Rows]  # table → what was added to its rows
     losses: list[list[float]]  # pass → loss of each batch, in data order; NaN where it was skipped
     batch_slots: dict[str, list[Tensor]] = field(default_factory=dict)  # table → for each batch, the slots it wrote
+    cues: Found | None = None  # what the memory is open after; None: it is open to every text
 
 
 @dataclass(frozen=True)
@@ -194,6 +200,8 @@ def write(
             scores[~torch.isin(slots, kept[name])] = 0
         chosen = choose(slots, scores, recipe.t)
         covariance = usage[name].load_of(chosen, model.config.slots)
+        if model.cues is not None:  # the background reads nothing of a closed memory; earlier lessons, which count as read throughout, do
+            covariance *= usage[name].document_frequency_of(chosen) >= usage[name].batches
         if reads and len(chosen):
             covariance = _raised(reads[name].covariance_of(chosen), covariance)
         on_device = chosen.to(gradient.device)
@@ -246,13 +254,25 @@ def teach(
         raise TeachingError(
             "the ranking tfidf would choose no slot: the memory's background usage is empty; graft with a background, or use the ranking tf"
         )
-    before = model.rows()
+    before, cues_before = model.rows(), model.cues
     try:
-        with frozen(model), model.without_threshold(), torch.enable_grad():
-            return _teach(model, batches, recipe, usages, before, keeper, on_step)
+        with frozen(model), model.without_threshold():
+            cues = find_cues(model, batches) if recipe.scope == "cues" else None
+            model.cues = _together(model, before, cues and cues.cues)
+            with torch.enable_grad():
+                lesson = _teach(model, batches, recipe, usages, before, keeper, on_step)
+            return replace(lesson, cues=cues)
     except BaseException:
-        model.assign_rows(before)
+        model.assign_rows(before, cues_before)
         raise
+
+
+def _together(model: GraftedModel, before: Mapping[str, Rows], new: Cues | None) -> Cues | None:
+    """The cues of the memory as it was and those of a lesson."""
+    if new is None or (model.cues is None and any(len(rows) for rows in before.values())):
+        return None
+    old = [] if model.cues is None else [model.cues]
+    return Cues.joined([*old, new.to(model.device)], model.config.query_dim)
 
 
 def _teach(
@@ -268,12 +288,12 @@ def _teach(
     first = model.config.layers[0]
     taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
     budget = recipe.cache_bytes if taught_again else 0
-    full = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
-    reads = background_reads(model) if full else {}
+    spares = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
+    reads = background_reads(model) if spares and model.cues is None else {}
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
     progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
     if progress.rows is not None:
-        model.assign_rows(progress.rows)
+        model.assign_rows(progress.rows, model.cues)
     settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
     pruned_from = max(1, settled_from - recipe.pruning + 1)
     for turn in range(progress.turn, recipe.passes):
@@ -313,7 +333,7 @@ def _teach(
             "a higher learning rate, or a memory with more slots"
         )
     if recipe.row_dtype != "float32":
-        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
+        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()}, model.cues)
     written = {name: [slots[torch.isin(slots, changes[name].slots)] for slots in parts] for name, parts in progress.batch_slots.items()}
     return Lesson(changes, progress.losses, written)
 
@@ -361,7 +381,7 @@ def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) ->
         old = ~torch.isin(before[name].slots, kept)
         slots, order = torch.cat([after.slots[new], before[name].slots[old]]).sort()
         rows[name] = Rows(slots, torch.cat([after.values[new], before[name].values[old]])[order])
-    model.assign_rows(rows)
+    model.assign_rows(rows, model.cues)
 
 
 def difference(after: Rows, before: Rows) -> Rows:

@@ -53,13 +53,22 @@ def learn(
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
         float | None,
-        typer.Option("--mu", help="How much dearer it gets to change what the background reads.", show_default="30"),
+        typer.Option(
+            "--mu", help="How much dearer it gets to change what the background reads, where it reads the memory.", show_default="30"
+        ),
     ] = None,
-    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="14")] = None,
+    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="10")] = None,
     until_loss: Annotated[
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
     ] = None,
-    wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="8")] = None,
+    wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="4")] = None,
+    scope: Annotated[
+        Literal["cues", "everywhere"] | None,
+        typer.Option(
+            help="Where the memory is open for the lesson: where the subject of one of its facts came up, or everywhere.",
+            show_default="cues, where each fact has some",
+        ),
+    ] = None,
     loss: Annotated[Literal["answer", "all"] | None, typer.Option(help="Tokens that carry the loss.", show_default="answer")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order and wordings.", show_default="0")] = None,
     recipe: Annotated[
@@ -116,6 +125,7 @@ def learn(
         "passes": passes,
         "until_loss": until_loss,
         "wordings": wordings,
+        "scope": scope,
         "loss": loss,
         "seed": seed,
         "row_dtype": "bfloat16" if bf16 else None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval, SHiRA
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.teaching import Recipe
@@ -10,22 +12,34 @@ from memgraft.writers import LeastInterference
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def memory(passes: int = 14, rows: int | None = 84, settling: int = 4, max_step: float = 0.7, threshold: float = 0.07) -> Memory:
-    """The package's own way to teach."""
-    writer = LeastInterference(max_step=max_step)
-    return Memory(recipe=Recipe(passes=passes, rows=rows, settling=settling, writer=writer), threshold=threshold)
+def memory(**settings: Any) -> Memory:
+    """The package's own way to teach, but for the fields of `Recipe` that are given."""
+    return Memory(recipe=Recipe.model_validate(settings))
+
+
+def without_cues(**settings: Any) -> Memory:
+    """Open to every text: only how the memory is written, in shorter steps and more passes, spares what must be preserved."""
+    return memory(**{"scope": "everywhere", "passes": 14, "pruning": 1, "writer": LeastInterference(max_step=0.7), **settings})
 
 
 def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
-    """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept and every read added."""
-    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "writer": {"name": "sgd", "learning_rate": lr}}
+    """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept, every read added, no cues."""
+    writer = {"name": "sgd", "learning_rate": lr}
+    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "pruning": 1, "writer": writer, "scope": "everywhere"}
     return Memory(recipe=Recipe.model_validate(chosen), threshold=0.0)
 
 
 def grid() -> dict[str, list[AnyMethod]]:
     """Six settings a method, from cautious to bold; the optimizer is one of the things tuned."""
     return {
-        "memory": [memory(), memory(threshold=0.1), memory(max_step=1.0), memory(passes=7), memory(rows=300), memory(rows=None)],
+        "memory": [
+            memory(),
+            memory(rows=40),
+            memory(passes=6),
+            memory(rows=200),
+            memory(passes=14, writer=LeastInterference(max_step=0.7)),
+            memory(writer=LeastInterference(max_step=2.0)),
+        ],
         "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
         "lora": [
             LoRA(optimizer=AdamW(lr=2e-4), passes=4),
@@ -67,5 +81,6 @@ def grid() -> dict[str, list[AnyMethod]]:
             SHiRA(optimizer=SGD(lr=1.0), passes=4),
             SHiRA(optimizer=SGD(lr=10.0), passes=4),
         ],
+        "memory (no cues)": [without_cues(), without_cues(rows=300)],
         "retrieval": [Retrieval(passages=1), Retrieval(passages=3)],
     }

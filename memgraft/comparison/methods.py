@@ -51,7 +51,9 @@ def family(method: AnyMethod) -> str:
     """The name under which the settings of a method form one front."""
     if isinstance(method, Memory):
         plain = method.recipe.writer.name == "least-interference"
-        return "memory" if plain else f"memory ({method.recipe.ranking}, {method.recipe.writer.name})"
+        if plain:
+            return "memory" if method.recipe.scope == "cues" else "memory (no cues)"
+        return f"memory ({method.recipe.ranking}, {method.recipe.writer.name})"
     if isinstance(method, Base | Retrieval):
         return method.method
     return method.method + (" + replay" if method.replay else "")
@@ -67,7 +69,9 @@ def described(method: AnyMethod) -> str:
             parts.append(f"step {writer.max_step:g}" if writer.max_step else "any step")
         if recipe.rows:
             parts.append(f"{recipe.rows} rows a fact, {recipe.settling} passes to settle")
-        if method.threshold:
+        if recipe.scope == "cues":
+            parts.append("cues")
+        elif method.threshold:
             parts.append(f"threshold {method.threshold:g}")
         if method.background != "self-written":
             parts.append(f"background {method.background}")

@@ -273,7 +273,7 @@ class TestOneFile:
             (lambda data: struct.pack("<Q", 1 << 60) + data[8:], "not a safetensors file"),
             (lambda data: data[:-1], "incomplete|header"),
             (lambda data: data.replace(b'\\"shared\\"', b'\\"sharec\\"'), "holds"),
-            (lambda data: data.replace(b'\\"format_version\\":2', b'\\"format_version\\":9'), "newer memgraft"),
+            (lambda data: data.replace(b'\\"format_version\\":3', b'\\"format_version\\":9'), "newer memgraft"),
             (lambda data: data.replace(b'\\"record\\"', b'\\"recorg\\"'), "missing, unknown"),
             (lambda data: data.replace(b"memgraft", b"mengraft"), "not a lesson that"),
         ],
@@ -359,6 +359,8 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     assert [entry.message for entry in store.history()] == ["first", "second", "first", "first"]
     assert store.state()["0"].slots.tolist() == [3, 4, 7]
     assert store.state()["0"].values[0].tolist() == [1.75, -1.75, 2.0]
+    cues = [store.cues(id) for id in store.active()]
+    assert [each and len(each) for each in cues] == ([1, 2] if name == "format-3" else [None, None])
     store.tag("migrated")
     store.append(lesson("new", {"0": {5: 0.5}}))
     store.revert(store.history()[1].commit)
@@ -367,5 +369,5 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     store.gc()
     again = MemoryStore.open(store.path)
     assert again.verify() == []
-    assert json.loads((store.path / "manifest.json").read_text())["format_version"] == 2
+    assert json.loads((store.path / "manifest.json").read_text())["format_version"] == 3
     assert bits(again.state("migrated")) == bits(MemoryStore.open(GOLDEN / name).state())
