@@ -20,7 +20,8 @@ def draw(summary: Path, target: Path) -> None:
         figure = Figure(figsize=(7.2, 3.8), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color="#888888", linewidth=1)
-        for arm in arms:
+        # From left to right, names in turns above and below: neighbours do not write over each other.
+        for number, arm in enumerate(sorted(arms, key=lambda arm: float(arm["text_nll"]["change"]["mean"]))):
             learned, change = arm["learned_f1"], arm["text_nll"]["change"]
             color, marker = ("#b5482f", "s") if arm["arm"].startswith("lora") else ("#1f6f8b", "o")
             axes.errorbar(
@@ -33,9 +34,16 @@ def draw(summary: Path, target: Path) -> None:
                 markersize=8,
                 linewidth=1.4,
             )
-            axes.annotate(arm["arm"], (change["mean"], learned["mean"]), (7, 7), textcoords="offset points", color=color, weight="bold")
+            axes.annotate(
+                arm["arm"],
+                (change["mean"], learned["mean"]),
+                (7, (7, -18)[number % 2]),
+                textcoords="offset points",
+                color=color,
+                weight="bold",
+            )
         axes.set(xlabel="rise of WikiText-2 NLL, nats per token (right is forgetting)", ylabel="learned F1, unseen questions")
-        axes.set_ylim(-0.03, 1)
+        axes.set_ylim(-0.03, 1.08)
         axes.margins(x=0.2)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e2e2e2", linewidth=0.8)
