@@ -56,7 +56,7 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
     check_context(model.base, [len(head) + len(tail)], "prompt with its answer")
     ids = torch.tensor([[*head, *tail]], device=model.device)
     lessons = [model.history.commit(id) for id in model.history.active()]
-    rows = model.rows()
+    rows, cues = model.rows(), model.cues
     recorder = Recorder(len(model.memories))
     with recording(model, recorder, torch.ones_like(ids, dtype=torch.bool)):
         logits = _answer_logits(model, ids, len(tail))
@@ -68,13 +68,13 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
         for lesson in lessons:
             slots, weight = _reads(model, recorder, lesson)
             if slots:
-                model.assign_rows(_without(model, lessons, lesson))
+                model.assign_rows(_without(model, lessons, lesson), cues)
                 others = _answer_logits(model, ids, len(tail))
                 nats = _log_probability(logits, target) - _log_probability(others, target)
                 largest = float((logits - others).abs().max())
                 shares.append(Share(lesson.id, lesson.message, slots, weight, nats, largest))
     finally:
-        model.assign_rows(rows)
+        model.assign_rows(rows, cues)
     shares.sort(key=lambda share: -abs(share.nats))
     return Blame(prompt, answer, _log_probability(logits, target) - _log_probability(base, target), tuple(shares))
 

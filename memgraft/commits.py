@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from memgraft.canonical import canonical_json
+from memgraft.cues import Cues
 
 __all__ = ["Commit", "DataFile", "Rows", "add_rows", "canonical_json", "sum_rows", "union_slots"]
 
@@ -134,6 +135,7 @@ class Commit:
     data_sha256: str
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)  # JSON: measurements, outside the id
     data: DataFile | None = field(default=None, compare=False)  # what was taught, where it is to be kept
+    cues: Cues | None = None  # what the memory is open after; None: it is open to every text
 
     def header(self) -> dict[str, Any]:
         """What the id covers, beside the changes themselves."""
@@ -141,13 +143,16 @@ class Commit:
 
     @property
     def id(self) -> str:
-        """SHA-256 (hex) of header and changes."""
+        """SHA-256 (hex) of header, changes and cues."""
         digest = hashlib.sha256(canonical_json(self.header()))
         for name in sorted(self.changes):
             rows = self.changes[name]
             digest.update(f"{name}:{len(rows)}:{rows.width};".encode())
             digest.update(_little_endian(rows.slots))
             digest.update(_little_endian(rows.values))
+        for name, tensor in (self.cues.tensors() if self.cues is not None else {}).items():
+            digest.update(f"cues.{name}:{tuple(tensor.shape)};".encode())
+            digest.update(_little_endian(tensor))
         return digest.hexdigest()
 
     @property

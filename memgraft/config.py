@@ -67,6 +67,11 @@ class MemoryConfig(Config):
         return math.isqrt(self.slots)
 
     @property
+    def query_dim(self) -> int:
+        """Width of all heads' queries together."""
+        return self.heads * self.key_dim
+
+    @property
     def tables(self) -> tuple[str, ...]:
         """Names of the value tables: one, or one per memory layer."""
         return ("0",) if self.shared_values else tuple(str(i) for i in range(len(self.layers)))

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 if TYPE_CHECKING:
     from memgraft.covariance import BackgroundReads
@@ -24,7 +25,9 @@ from memgraft.background import Background
 from memgraft.blocks import find_blocks, hidden_size, hidden_states_of, with_hidden_states
 from memgraft.commits import Commit, Rows
 from memgraft.config import MemoryConfig
+from memgraft.cues import Cues
 from memgraft.errors import GraftError
+from memgraft.hearing import cache_among, heard_so_far
 from memgraft.history import History
 from memgraft.memory import MemoryLayer, ValueTable
 from memgraft.store import RevertReport
@@ -55,8 +58,11 @@ class GraftedModel(nn.Module):
         self.usage: dict[str, Usage] = {name: Usage.empty() for name in config.tables}
         self.background: Background | None = None
         self.background_reads: dict[str, BackgroundReads] | None = None  # made when first needed, see `memgraft.covariance`
+        self.world_queries: Tensor | None = None  # made when first needed, see `memgraft.finding`
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
+        self.cues: Cues | None = None  # None: the memory is open to every text
+        self.opened: Tensor | None = None  # (B, T) bool of the last pass; None: everything
         self._enabled = True
         self._handles = [
             # Not a closure: a deep copy of this model must read its own memory.
@@ -72,7 +78,24 @@ class GraftedModel(nn.Module):
         if not self._enabled:
             return None
         hidden_states = hidden_states_of(args, kwargs)
-        return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states))
+        if self.cues is None:
+            self.opened = None
+            return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states))
+        if memory is self.memories[0] or self.opened is None:
+            self.opened = self._listen(self.cues, hidden_states, cache_among(args, kwargs))
+        if not bool(self.opened.any()) and self.layer(0).on_read is None:
+            return None
+        return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states) * self.opened[..., None].to(hidden_states.device))
+
+    def _listen(self, cues: Cues, hidden_states: Tensor, cache: Cache | None) -> Tensor:
+        queries = self.cue_queries(hidden_states)
+        heard = heard_so_far(cache, len(self.blocks), cues.heard(queries))
+        return cues.open(heard)[:, -hidden_states.shape[1] :]
+
+    def cue_queries(self, hidden_states: Tensor) -> Tensor:
+        """(…, P) fp32 of unit length: what cues are compared with, of hidden states (…, D) that enter the first memory layer."""
+        queries = self.layer(0).queries(hidden_states.reshape(-1, hidden_states.shape[-1])).flatten(1)
+        return F.normalize(queries, dim=-1).view(*hidden_states.shape[:-1], -1)
 
     def table(self, name: str) -> ValueTable:
         """A value table by name."""
@@ -94,8 +117,13 @@ class GraftedModel(nn.Module):
         """A copy of all written rows, by table."""
         return {name: self.table(name).rows for name in self.config.tables}
 
-    def assign_rows(self, rows: dict[str, Rows]) -> None:
-        """Make these the written rows; tables that are not named become empty."""
+    def assign_rows(self, rows: dict[str, Rows], cues: Cues | None = None) -> None:
+        """Make these the written rows; tables that are not named become empty.
+
+        Args:
+            cues: what the memory is open after; None: it is open to every text.
+        """
+        self.cues = None if cues is None else cues.to(self.layer(0).query_mean.device)
         for name in self.config.tables:
             self.table(name).assign(rows.get(name, Rows.empty(self.config.hidden_size)))
 
@@ -138,8 +166,12 @@ class GraftedModel(nn.Module):
     def revert(self, lesson: str) -> RevertReport:
         """Take a lesson back: the rows become, bit for bit, the sum of the other lessons."""
         report = self.history.revert(lesson)
-        self.assign_rows(self.history.state(self.config.tables, self.config.hidden_size))
+        self.recall()
         return report
+
+    def recall(self) -> None:
+        """Make the memory what the history's active lessons add up to."""
+        self.assign_rows(self.history.state(self.config.tables, self.config.hidden_size), self.history.cues(self.config.query_dim))
 
     def save(self, path: str | Path) -> None:
         """Write the memory to a store: new lessons and reverts into its own store, everything into a new one."""
@@ -167,4 +199,4 @@ class GraftedModel(nn.Module):
             if tensor.shape != expected[name].shape:
                 raise GraftError(f"memory tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
         self.memories.load_state_dict(tensors)
-        self.background_reads = None
+        self.background_reads = self.world_queries = None

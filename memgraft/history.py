@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal
 
 from memgraft.commits import Commit, DataFile, Rows, sum_rows
+from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
 from memgraft.store.lessons import overlap_of
@@ -92,6 +93,17 @@ class History:
             return self.store.state()
         commits = [self.commit(id) for id in self._active]
         return {name: sum_rows((c.changes[name] for c in commits if name in c.changes), width) for name in tables}
+
+    def cues(self, width: int) -> Cues | None:
+        """The cues of the active lessons, in order; None where one of them has none, so that every text opens the memory."""
+        found: list[Cues] = []
+        for id, commit in self._active.items():
+            assert commit is not None or self.store is not None
+            cues = commit.cues if commit is not None else self.store.cues(id)  # type: ignore[union-attr]
+            if cues is None:
+                return None
+            found.append(cues)
+        return Cues.joined(found, width)
 
     def current(self) -> bool:
         """Whether the active lessons of the store are still those that were loaded, or saved last."""

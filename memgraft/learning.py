@@ -189,7 +189,7 @@ def learn(
             before = measure(probe, model.base, model.tokenizer)
     if gate:
         gate.measure_before(model)
-    rows_before = model.rows()
+    rows_before, cues_before = model.rows(), model.cues
     try:
         start = time.perf_counter()
         lesson = teach(model, batches, recipe, usages_of(model, batches), keeper=keeper, on_step=on_step)
@@ -207,15 +207,15 @@ def learn(
             record["learned"] = sum(fact["learned"] for fact in record["facts"])
         if gate:
             record["gate"] = gate.check(model)
-        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep)
+        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, lesson.cues)
         model.history.learn(commit)
     except BaseException as error:
-        model.assign_rows(rows_before)
+        model.assign_rows(rows_before, cues_before)
         if keeper and isinstance(error, TeachingError):  # it would end in the same way again
             with suppress(StoreError):  # a checkpoint that can't be removed is not what the lesson failed of
                 keeper.remove()
         raise
-    model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
+    model.recall()
     return commit
 
 

@@ -79,7 +79,7 @@ def load(path: str | Path, *, model: str | None = None, dtype: Dtype | None = No
     grafted.usage = stored_usage(store)
     grafted.background = _stored_background(store)
     grafted.history = History(store)
-    grafted.assign_rows(grafted.history.state(grafted.config.tables, grafted.config.hidden_size))
+    grafted.recall()
     return grafted
 
 

@@ -68,18 +68,21 @@ def recording(model: GraftedModel, recorder: Recorder, mask: Tensor, context: Te
     leading = torch.zeros_like(kept) if context is None else context.flatten()
     recorded: set[int] = set()
 
+    def opened(tokens: Tensor) -> Tensor:
+        return tokens if model.opened is None else tokens & model.opened.flatten()
+
     def listen(layer: int, address: Address, y_TV: Tensor) -> None:
         if layer not in recorded:
             recorded.add(layer)
             weights = address.weights.detach()
-            taught, before = (Address(address.slots[tokens], weights[tokens]) for tokens in (kept, leading))
+            taught, before = (Address(address.slots[tokens], weights[tokens]) for tokens in (opened(kept), opened(leading)))
             recorder.reads[layer].append(Read(taught, before))
         if y_TV.requires_grad:
             # Under checkpointing the read runs twice; whichever of the two the backward pass goes through calls this.
             read = recorder.reads[layer][-1]
 
             def keep(gradient: Tensor) -> None:
-                read.gradient = gradient[kept].float()
+                read.gradient = gradient[opened(kept)].float()
 
             y_TV.register_hook(keep)
 

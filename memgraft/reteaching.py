@@ -87,7 +87,7 @@ def merge(
         taught = _teach_again(model, again, examples, on_step)
         report = store.merge(other, replacements=taught)
     model.history = History(store)
-    model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
+    model.recall()
     return report, taught
 
 
@@ -118,7 +118,7 @@ def data_of(
 def _teach_again(
     model: GraftedModel, lessons: Sequence[Commit], examples: Mapping[str, tuple[ExampleSet, DataFile | None]], on_step: OnStep | None
 ) -> dict[str, Commit]:
-    model.assign_rows(model.history.state(model.config.tables, model.config.hidden_size))
+    model.recall()
     taught = {}
     for lesson in lessons:
         taken, file = examples[lesson.id]
@@ -139,11 +139,11 @@ def _recipe(lesson: Commit) -> Recipe:
 @contextmanager
 def _all_or_nothing(model: GraftedModel) -> Iterator[None]:
     """Puts history and rows back when something stops what runs within."""
-    history, rows = model.history, model.rows()
+    history, rows, cues = model.history, model.rows(), model.cues
     undo = history.copy()
     try:
         yield
     except BaseException:
         model.history = undo
-        model.assign_rows(rows)
+        model.assign_rows(rows, cues)
         raise

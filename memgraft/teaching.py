@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -22,8 +22,10 @@ from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows, sum_rows
 from memgraft.config import Config
 from memgraft.covariance import BackgroundReads, background_reads
+from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
+from memgraft.finding import find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
@@ -52,6 +54,9 @@ class Recipe(Config):
     wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
+    scope: Literal["cues", "everywhere"] = Field(
+        "cues", description="where the memory is open for the lesson: after the cues of its facts, where each has some, or everywhere"
+    )
     seed: int = Field(0, description="order of batches, wordings and the random ranking")
 
 
@@ -62,6 +67,7 @@ class Lesson:
     changes: dict[str, Rows]  # table → what was added to its rows
     losses: list[list[float]]  # pass → loss of each batch, in data order; NaN where it was skipped
     batch_slots: dict[str, list[Tensor]] = field(default_factory=dict)  # table → for each batch, the slots it wrote
+    cues: Cues | None = None  # what the memory is open after; None: it is open to every text
 
 
 @dataclass(frozen=True)
@@ -246,13 +252,25 @@ def teach(
         raise TeachingError(
             "the ranking tfidf would choose no slot: the memory's background usage is empty; graft with a background, or use the ranking tf"
         )
-    before = model.rows()
+    before, cues_before = model.rows(), model.cues
     try:
-        with frozen(model), model.without_threshold(), torch.enable_grad():
-            return _teach(model, batches, recipe, usages, before, keeper, on_step)
+        with frozen(model), model.without_threshold():
+            cues = find_cues(model, batches) if recipe.scope == "cues" else None
+            model.cues = _together(model, before, cues)
+            with torch.enable_grad():
+                lesson = _teach(model, batches, recipe, usages, before, keeper, on_step)
+            return replace(lesson, cues=cues)
     except BaseException:
-        model.assign_rows(before)
+        model.assign_rows(before, cues_before)
         raise
+
+
+def _together(model: GraftedModel, before: Mapping[str, Rows], new: Cues | None) -> Cues | None:
+    """The cues of the memory as it was and those of a lesson."""
+    if new is None or (model.cues is None and any(len(rows) for rows in before.values())):
+        return None
+    old = [] if model.cues is None else [model.cues]
+    return Cues.joined([*old, new.to(model.device)], model.config.query_dim)
 
 
 def _teach(
@@ -273,7 +291,7 @@ def _teach(
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
     progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
     if progress.rows is not None:
-        model.assign_rows(progress.rows)
+        model.assign_rows(progress.rows, model.cues)
     settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
     pruned_from = max(1, settled_from - recipe.pruning + 1)
     for turn in range(progress.turn, recipe.passes):
@@ -313,7 +331,7 @@ def _teach(
             "a higher learning rate, or a memory with more slots"
         )
     if recipe.row_dtype != "float32":
-        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
+        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()}, model.cues)
     written = {name: [slots[torch.isin(slots, changes[name].slots)] for slots in parts] for name, parts in progress.batch_slots.items()}
     return Lesson(changes, progress.losses, written)
 
@@ -361,7 +379,7 @@ def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) ->
         old = ~torch.isin(before[name].slots, kept)
         slots, order = torch.cat([after.slots[new], before[name].slots[old]]).sort()
         rows[name] = Rows(slots, torch.cat([after.values[new], before[name].values[old]])[order])
-    model.assign_rows(rows)
+    model.assign_rows(rows, model.cues)
 
 
 def difference(after: Rows, before: Rows) -> Rows:

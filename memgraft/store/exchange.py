@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from memgraft.commits import Commit
 
 _KEYS = {"format_version", "message", "recipe", "data_sha256", "id", "record", "identity"}
+_CUES_LIMIT = 100_000  # cues, of as many facts
 _METADATA_LIMIT = 8 << 20  # bytes of header and record, of a lesson of some 10,000 facts
 
 
@@ -43,7 +44,7 @@ def export_lesson(commit: Commit, identity: Identity, path: Path) -> None:
     text = canonical_json(about)
     if len(text) > _METADATA_LIMIT:
         raise StoreError(f"{path}: the lesson's header and record have {len(text):,} bytes, at most {_METADATA_LIMIT:,} fit")
-    data = safetensors.torch.save(lessons.tensors_of(commit.changes), {"memgraft": text.decode()})
+    data = safetensors.torch.save(lessons.tensors_of(commit), {"memgraft": text.decode()})
     with files.nothing_changed(path):
         files.write_file(path, data)
         files.sync_folder(path.resolve().parent)
@@ -63,8 +64,8 @@ def import_lesson(path: Path, identity: Identity) -> Commit:
     if problem:
         raise StoreError(f"{path}: the lesson does not fit this store: {problem}")
     check_record(about["record"], str(path), "export the lesson again")
-    changes = lessons.decode(data, identity.memory, str(path))
-    commit = Commit(changes, about["message"], about["recipe"], about["data_sha256"], about["record"])
+    changes, cues = lessons.decode(data, identity.memory, str(path))
+    commit = Commit(changes, about["message"], about["recipe"], about["data_sha256"], about["record"], cues=cues)
     if commit.id != about["id"]:
         raise _damaged(path, f"it says that it holds the lesson {about['id'][:12]!r} and holds {commit.id[:12]}")
     return commit
@@ -72,7 +73,9 @@ def import_lesson(path: Path, identity: Identity) -> Commit:
 
 def size_limit(memory: MemoryConfig) -> int:
     """Bytes of the largest lesson file that a memory can have."""
-    return len(memory.tables) * memory.slots * (8 + 4 * memory.hidden_size) + 2 * _METADATA_LIMIT
+    return (
+        len(memory.tables) * memory.slots * (8 + 4 * memory.hidden_size) + _CUES_LIMIT * (16 + 4 * memory.query_dim) + 2 * _METADATA_LIMIT
+    )
 
 
 def _about(data: bytes, where: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ Legend: R rows of a lesson, V value width (the residual stream's).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memgraft.canonical import canonical_json
 from memgraft.config import MemoryConfig
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memgraft.commits import Commit, Rows
+    from memgraft.cues import Cues
 
 MESSAGE_LIMIT = 4_000  # characters; the history repeats every message
+CUES = "cues"  # how names of tensors start that are no table's
 _HEADER_KEYS = {"format_version", "message", "recipe", "data_sha256"}
 
 
@@ -45,11 +47,18 @@ class RevertReport:
     overlaps: tuple[Overlap, ...]  # active lessons only, in the order in which they were learned
 
 
+class Content(NamedTuple):
+    """What a lesson's file holds."""
+
+    changes: dict[str, Rows]  # per value table
+    cues: Cues | None
+
+
 def encode(commit: Commit, memory: MemoryConfig, where: str) -> tuple[bytes, bytes, bytes]:
     """The bytes of a commit's changes, header and record; equal commits have equal bytes. StoreError when it does not fit."""
     import safetensors.torch
 
-    problem = _problem(commit.changes, memory)
+    problem = _problem(Content(dict(commit.changes), commit.cues), memory)
     if problem:
         raise StoreError(f"{where}: the lesson does not fit the memory: {problem}; nothing was changed")
     if len(commit.message) > MESSAGE_LIMIT:
@@ -61,19 +70,21 @@ def encode(commit: Commit, memory: MemoryConfig, where: str) -> tuple[bytes, byt
         raise StoreError(f"{where}: the lesson's message, recipe or record is not plain JSON: {error}; nothing was changed") from error
     check_record(parse(record, where), where, "nothing was changed")
     # One metadata key only: the order of several differs from run to run, and so would the bytes.
-    return safetensors.torch.save(tensors_of(commit.changes), {"memgraft": header.decode()}), header + b"\n", record + b"\n"
+    return safetensors.torch.save(tensors_of(commit), {"memgraft": header.decode()}), header + b"\n", record + b"\n"
 
 
-def tensors_of(changes: Mapping[str, Rows]) -> dict[str, Tensor]:
-    """Row changes as the tensors of a lesson's file; values are bf16 where every one of them survives that."""
+def tensors_of(commit: Commit) -> dict[str, Tensor]:
+    """Row changes and cues as the tensors of a lesson's file; values are bf16 where every one of them survives that."""
     import torch
 
     tensors: dict[str, Tensor] = {}
-    half = fits_bfloat16(changes)
-    for table, rows in changes.items():
+    half = fits_bfloat16(commit.changes)
+    for table, rows in commit.changes.items():
         # Copies: the format has no tensors that share memory, and two tables may have the same slots.
         tensors[f"slots.{table}"] = rows.slots.detach().cpu().contiguous().clone()
         tensors[f"values.{table}"] = rows.values.detach().cpu().contiguous().to(torch.bfloat16 if half else torch.float32, copy=True)
+    for name, tensor in (commit.cues.tensors() if commit.cues is not None else {}).items():
+        tensors[f"{CUES}.{name}"] = tensor.detach().cpu().contiguous().clone()
     return tensors
 
 
@@ -86,7 +97,8 @@ def fits_bfloat16(changes: Mapping[str, Rows]) -> bool:
 
 def header_text(commit: Commit) -> str:
     """A lesson's header as canonical JSON, with the oldest format that can hold it. TypeError or ValueError when it is not plain JSON."""
-    return canonical_json({"format_version": 2 if fits_bfloat16(commit.changes) else 1, **commit.header()}).decode()
+    version = 3 if commit.cues is not None else 2 if fits_bfloat16(commit.changes) else 1
+    return canonical_json({"format_version": version, **commit.header()}).decode()
 
 
 def check_header_copy(copy: str | None, commit: Commit, where: str) -> None:
@@ -96,9 +108,15 @@ def check_header_copy(copy: str | None, commit: Commit, where: str) -> None:
         raise _damaged(where, "the header inside is not the one beside it")
 
 
-def decode(data: bytes, memory: MemoryConfig, where: str) -> dict[str, Rows]:
-    """The row changes per table in the bytes of a lesson's safetensors file. StoreError when they can't be this memory's."""
-    return _changes(load_tensors(data, where), memory, where)
+def decode(data: bytes, memory: MemoryConfig, where: str) -> Content:
+    """What is in the bytes of a lesson's safetensors file. StoreError when it can't be this memory's."""
+    tensors = load_tensors(data, where)
+    cues = _cues({name: tensors.pop(name) for name in list(tensors) if name.startswith(f"{CUES}.")}, where)
+    content = Content(_changes(tensors, where), cues)
+    problem = _problem(content, memory)
+    if problem:
+        raise _damaged(where, problem)
+    return content
 
 
 def load_tensors(data: bytes, where: str) -> dict[str, Tensor]:
@@ -150,6 +168,25 @@ def read_slots(path: Path, memory: MemoryConfig) -> dict[str, Tensor]:
     return slots
 
 
+def read_cues(path: Path, memory: MemoryConfig) -> Cues | None:
+    """The cues of a lesson's file, without reading its rows or checking its digest."""
+    from safetensors import SafetensorError, safe_open
+
+    tensors = {}
+    try:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118 (a file, not a mapping)
+                if name.startswith(f"{CUES}."):
+                    tensors[name] = file.get_tensor(name)
+    except (OSError, SafetensorError) as error:
+        raise _damaged(str(path), str(error)) from error
+    cues = _cues(tensors, str(path))
+    problem = _problem(Content({}, cues), memory)
+    if problem:
+        raise _damaged(str(path), problem)
+    return cues
+
+
 def read_header_copy(path: Path) -> str | None:
     """The header that travels inside a lesson's safetensors file, for a file that left its store."""
     from safetensors import SafetensorError, safe_open
@@ -197,7 +234,7 @@ def sum_changes(lessons: Iterable[Mapping[str, Rows]], slots: Mapping[str, Tenso
     return totals
 
 
-def _changes(tensors: Mapping[str, Tensor], memory: MemoryConfig, where: str) -> dict[str, Rows]:
+def _changes(tensors: Mapping[str, Tensor], where: str) -> dict[str, Rows]:
     import torch
 
     from memgraft.commits import Rows
@@ -208,17 +245,28 @@ def _changes(tensors: Mapping[str, Tensor], memory: MemoryConfig, where: str) ->
         raise _damaged(where, f"unexpected tensors, such as {sorted(expected.symmetric_difference(tensors))[0][:80]!r}")
     values = {table: tensors[f"values.{table}"] for table in tables}
     try:
-        changes = {table: Rows(tensors[f"slots.{table}"], v.float() if v.dtype == torch.bfloat16 else v) for table, v in values.items()}
+        return {table: Rows(tensors[f"slots.{table}"], v.float() if v.dtype == torch.bfloat16 else v) for table, v in values.items()}
     except ValueError as error:
         raise _damaged(where, str(error)) from error
-    problem = _problem(changes, memory)
-    if problem:
-        raise _damaged(where, problem)
-    return changes
 
 
-def _problem(changes: Mapping[str, Rows], memory: MemoryConfig) -> str | None:
-    for table, rows in changes.items():
+def _cues(tensors: Mapping[str, Tensor], where: str) -> Cues | None:
+    from memgraft.cues import Cues
+
+    if not tensors:
+        return None
+    expected = {f"{CUES}.{field.name}" for field in fields(Cues)}
+    if set(tensors) != expected:
+        raise _damaged(where, f"unexpected tensors, such as {sorted(expected.symmetric_difference(tensors))[0][:80]!r}")
+    return Cues(**{name.removeprefix(f"{CUES}."): tensor for name, tensor in tensors.items()})
+
+
+def _problem(content: Content, memory: MemoryConfig) -> str | None:
+    if content.cues is not None:
+        problem = content.cues.problem(memory.query_dim) or (None if len(content.cues) else "there are none")
+        if problem:
+            return f"cues: {problem}"
+    for table, rows in content.changes.items():
         problem = _unknown_table(table, memory) or rows.problem(memory.slots, memory.hidden_size)
         if problem:
             return f"table {table!r}: {problem}"

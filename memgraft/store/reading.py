@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from memgraft.commits import Commit, DataFile, Rows
+    from memgraft.cues import Cues
     from memgraft.store.diff import Diff
 
 
@@ -104,7 +105,8 @@ class StoreReader:
 
         id = self.resolve(prefix)
         header = self.header(id)
-        commit = Commit(self.changes(id), header["message"], header["recipe"], header["data_sha256"], self.record(id))
+        content = self._content(id)
+        commit = Commit(content.changes, header["message"], header["recipe"], header["data_sha256"], self.record(id), cues=content.cues)
         if commit.id != id:
             where = self.path / layout.changes_name(id)
             raise StoreError(f"{where}: holds another lesson, {commit.id[:12]}; restore it from a copy of the store")
@@ -112,8 +114,11 @@ class StoreReader:
 
     def changes(self, id: str) -> dict[str, Rows]:
         """The row changes of a lesson, by its full id, per value table; their digest is checked."""
-        name = layout.changes_name(id)
-        return lessons.decode(self.read_member(name), self.spec.memory, str(self.path / name))
+        return self._content(id).changes
+
+    def cues(self, id: str) -> Cues | None:
+        """The cues of a lesson, by its full id, without a look at its rows or digest."""
+        return lessons.read_cues(folder.member_path(self.path, layout.changes_name(id), self._manifest), self.spec.memory)
 
     def slots(self, id: str) -> dict[str, Tensor]:
         """The slots (R,) int64 that a lesson wrote, by its full id, per value table, without a look at values or digest."""
@@ -174,6 +179,10 @@ class StoreReader:
         for later in active[active.index(id) + 1 :]:
             found.append(lessons.overlap_of(later, messages[later], changes, self.slots(later)))
         return [overlap for overlap in found if overlap is not None]
+
+    def _content(self, id: str) -> lessons.Content:
+        name = layout.changes_name(id)
+        return lessons.decode(self.read_member(name), self.spec.memory, str(self.path / name))
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return lessons.load_tensors(self.read_member(name), str(self.path / name))

@@ -1,0 +1,114 @@
+"""Cues: what tells that a text is about a taught fact. The memory is open from there on, and closed before and elsewhere.
+
+A memory that is read at every token is disturbed, however little, by whatever was written to it. A fact matters only where its
+subject came up, and that can be told from the hidden states that the first memory layer reads: the states of the subject's own
+tokens recur in all wordings of the fact, and hardly anywhere else (`memgraft.finding`). While the memory is closed the model is the
+base model, bit for bit. Edits with a scope: SERAC (Mitchell et al. 2022, arXiv 2206.06520), GRACE (Hartvigsen et al. 2023, arXiv
+2211.11031). Here a scope is a handful of key vectors a fact, and lasts from where they were heard to the end of the sequence.
+
+Shape suffixes: B sequences, T tokens, C cues, P query width, M cues kept a token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+ENOUGH = 0.6  # share of a fact's cues, by weight, that opens the memory
+KEPT = 4  # cues that one token can be at the same time
+_ROUNDING = 1e-3  # of a running sum over the weights of all facts
+
+
+@dataclass(frozen=True, eq=False)
+class Cues:
+    """The cues of facts, fact by fact."""
+
+    keys: Tensor  # (C, P) fp32 of unit length: the query of a token that is the cue
+    least: Tensor  # (C,) fp32: cosine with its key above which a token is the cue
+    weights: Tensor  # (C,) fp32, positive; those of a fact add up to 1
+    facts: Tensor  # (C,) int64: of which fact; 0, …, 0, 1, …, 1, 2, …
+
+    @classmethod
+    def empty(cls, width: int) -> Cues:
+        return cls(torch.zeros(0, width), torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+
+    @classmethod
+    def joined(cls, parts: Iterable[Cues], width: int) -> Cues:
+        """The cues of all parts, in order."""
+        parts = [cls.empty(width), *parts]
+        numbers, count = [], 0
+        for part in parts:
+            numbers.append(part.facts + count)
+            count += part.fact_count
+        return cls(
+            torch.cat([part.keys for part in parts]),
+            torch.cat([part.least for part in parts]),
+            torch.cat([part.weights for part in parts]),
+            torch.cat(numbers),
+        )
+
+    def __len__(self) -> int:
+        return len(self.least)
+
+    @property
+    def fact_count(self) -> int:
+        return int(self.facts[-1]) + 1 if len(self) else 0
+
+    def to(self, device: torch.device) -> Cues:
+        """The same on a device."""
+        return Cues(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def equal(self, other: Cues) -> bool:
+        """The same numbers."""
+        return all(torch.equal(mine, other.tensors()[name]) for name, mine in self.tensors().items())
+
+    def problem(self, width: int) -> str | None:
+        """Why these can't be cues for queries of that width; None when they can."""
+        count = len(self.least)
+        shapes = {"keys": (count, width), "least": (count,), "weights": (count,), "facts": (count,)}
+        for name, tensor in self.tensors().items():
+            dtype = torch.int64 if name == "facts" else torch.float32
+            if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
+                return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{name} are not finite"
+        steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        if count and (int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):
+            return "facts must count up from 0 in steps of 1"
+        sums = torch.zeros(self.fact_count).index_add_(0, self.facts, self.weights)
+        if bool((self.weights <= 0).any()) or bool(((sums - 1).abs() > 1e-5).any()):
+            return "weights must be positive, and those of a fact add up to 1"
+        return None
+
+    def heard(self, queries_BTP: Tensor) -> Tensor:
+        """Which cues each token is: (B, T, M) int64 numbers of cues, nearest first, -1 where there are fewer."""
+        above = queries_BTP @ self.keys.T - self.least  # (B, T, C)
+        nearest = above.topk(min(KEPT, len(self)), dim=-1)
+        found = nearest.indices.masked_fill(nearest.values <= 0, -1)
+        return F.pad(found, (0, KEPT - found.shape[-1]), value=-1)
+
+    def open(self, heard_BTM: Tensor) -> Tensor:
+        """(B, T) bool: from which token on enough cues of one fact, by weight, have been heard."""
+        batch, tokens, kept = heard_BTM.shape
+        positions = torch.arange(tokens, device=heard_BTM.device)
+        if not len(self):
+            return torch.zeros(batch, tokens, dtype=torch.bool, device=heard_BTM.device)
+        # When each cue was heard first; a column more for what is no cue.
+        cue = heard_BTM.masked_fill(heard_BTM < 0, len(self)).flatten(1)
+        when = positions[:, None].expand(tokens, kept).reshape(1, -1).expand(batch, -1)
+        first = heard_BTM.new_full((batch, len(self) + 1), tokens).scatter_reduce(1, cue, when, "amin")[:, :-1]  # (B, C)
+        # Each fact's cues in the order in which they were heard. As its weights add up to 1, one running sum serves all facts.
+        order = first.argsort(dim=1, stable=True)
+        order = order.gather(1, self.facts[order].argsort(dim=1, stable=True))
+        first = first.gather(1, order)
+        heard_so_far = self.weights[order].double().cumsum(1) - self.facts.double()
+        opening = first.masked_fill(heard_so_far < ENOUGH - _ROUNDING, tokens).amin(1)  # (B,)
+        return positions >= opening[:, None]

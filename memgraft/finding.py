@@ -1,0 +1,99 @@
+"""Finding the cues of facts: the tokens whose states recur in every wording of a fact and hardly anywhere else.
+
+What recurs in the wordings of "Where was Leo Wardrup born?" and not in the world is " Ward" and "rup" after "Leo". Labels, such as a
+subject's name, are not needed; a name alone could not tell one Leo Wardrup from another either.
+
+Shape suffixes: N candidate tokens, W wordings, P query width, S tokens of the world.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from memgraft.covariance import common_questions
+from memgraft.cues import Cues
+from memgraft.grafting import background_states
+
+if TYPE_CHECKING:
+    from memgraft.encoding import TokenBatch
+    from memgraft.grafted import GraftedModel
+
+FEWEST_WORDINGS = 3  # below it, what recurs can't be told from what happens to be there
+MOST_WORDINGS = 8  # that are looked at
+MOST_CUES = 6  # a fact
+COMPARABLE = 0.5  # a cue stands out at least this much as far as the best one of its fact
+
+
+def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Cues | None:
+    """The cues of each batch's fact; None where one of them has none, so that the memory must be open to every text.
+
+    None without a background as well: what is rare in the world can't be told then.
+    """
+    candidates = [_candidates(batch) for batch in batches]
+    if model.background is None or min(map(len, candidates)) < FEWEST_WORDINGS:
+        return None
+    world = world_queries(model)
+    found = []
+    for wordings in candidates:
+        cues = _cues_of(model, wordings, world)
+        if cues is None:
+            return None
+        found.append(cues)
+    return Cues.joined(found, model.config.query_dim)
+
+
+def world_queries(model: GraftedModel) -> Tensor:
+    """(S, P) of tokens that are no cue of anything, those of the background and of common questions; computed once per model."""
+    assert model.background is not None
+    if model.world_queries is None:
+        parts, _ = model.background.split(model.tokenizer)
+        model.world_queries = torch.cat(_queries_of(model, [*parts, *common_questions(model.tokenizer)]))
+    return model.world_queries
+
+
+def _candidates(batch: TokenBatch) -> list[tuple[list[int], Tensor]]:
+    """Token ids of some wordings, and which tokens of each may be cues, (T - 1,) bool from the second one on.
+
+    Those that ask: a fact's own, in front of its answer and not part of it.
+    """
+    found: list[tuple[list[int], Tensor]] = []
+    writable = batch.attention_mask if batch.writable is None else batch.writable
+    for ids, targets, own in zip(batch.input_ids, batch.targets, writable, strict=True):
+        last = int(targets.nonzero().max()) if targets.any() else 0
+        asking = (own & ~targets)[1:last]
+        if asking.any() and len(found) < MOST_WORDINGS:
+            found.append((ids[:last].tolist(), asking))
+    return found
+
+
+def _queries_of(model: GraftedModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
+    """(T - 1, P) of each sequence's tokens but the first, whose state is like no other's."""
+    states = background_states(model, model.config.layers[0], sequences)
+    return [model.cue_queries(hidden[1:].to(model.device)).cpu() for hidden in states]
+
+
+def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Cues | None:
+    queries = _queries_of(model, [ids for ids, _ in wordings])
+    own = [of_wording[asking] for of_wording, (_, asking) in zip(queries, wordings, strict=True)]
+    candidates = torch.cat(own)  # (N, P)
+    nearest = torch.stack([(candidates @ of_wording.T).amax(1) for of_wording in own], 1)  # (N, W)
+    recurring = nearest.sort(1).values[:, 1]  # in all wordings but at most one
+    elsewhere = (candidates @ world.T).amax(1)
+    margin = recurring - elsewhere
+    best = int(margin.argmax())
+    if margin[best] <= 0:
+        return None
+    # In the wording of the best one, all that stand out comparably: together they are what the fact is about.
+    wording = torch.repeat_interleave(torch.tensor([len(of_wording) for of_wording in own]))
+    chosen = ((wording == wording[best]) & (margin >= COMPARABLE * margin[best])).nonzero().flatten()
+    chosen = chosen[margin[chosen].sort(descending=True, stable=True).indices[:MOST_CUES]].sort().values
+    return Cues(
+        keys=candidates[chosen].contiguous(),
+        least=((recurring + elsewhere) / 2)[chosen],
+        weights=margin[chosen] / margin[chosen].sum(),
+        facts=torch.zeros(len(chosen), dtype=torch.int64),
+    )
