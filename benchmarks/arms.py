@@ -35,6 +35,8 @@ def _settings(method: Memory) -> dict[str, Any]:
     fields = {"ranking", "t", "rows", "settling", "writer", "until_loss", "loss"}
     if method.recipe.pruning != 1:  # younger than the first runs, which were made with 1
         fields.add("pruning")
+    if method.recipe.scope != "everywhere":  # likewise
+        fields.add("scope")
     return {**method.recipe.model_dump(mode="json", include=fields), "threshold": method.threshold}
 
 
@@ -53,7 +55,7 @@ def method_of(arm: Arm, protocol: Protocol) -> AnyMethod:
         own = {name: value for name, value in arm.settings.items() if name not in optimizer}
         return LoRA(optimizer=AdamW(**optimizer), passes=protocol.passes, **own)
     own = {name: value for name, value in arm.settings.items() if name != "threshold"}
-    recipe = Recipe.model_validate({**own, "passes": protocol.passes, "wordings": protocol.wordings})
+    recipe = Recipe.model_validate({"scope": "everywhere", **own, "passes": protocol.passes, "wordings": protocol.wordings})
     return Memory(recipe=recipe, threshold=arm.settings["threshold"])
 
 

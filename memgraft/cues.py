@@ -6,7 +6,7 @@ tokens recur in all wordings of the fact, and hardly anywhere else (`memgraft.fi
 base model, bit for bit. Edits with a scope: SERAC (Mitchell et al. 2022, arXiv 2206.06520), GRACE (Hartvigsen et al. 2023, arXiv
 2211.11031). Here a scope is a handful of key vectors a fact, and lasts from where they were heard to the end of the sequence.
 
-Shape suffixes: B sequences, T tokens, C cues, P query width, M cues kept a token.
+Shape suffixes: B sequences, T tokens, C cues, A of them, P query width, M cues kept a token.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-ENOUGH = 0.6  # share of a fact's cues, by weight, that opens the memory
+ENOUGH = 0.6  # share of a fact's cues that opens the memory
+REACH = 16  # tokens within which they must be heard: the words of a name stand together
 KEPT = 4  # cues that one token can be at the same time
-_ROUNDING = 1e-3  # of a running sum over the weights of all facts
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,12 +29,11 @@ class Cues:
 
     keys: Tensor  # (C, P) fp32 of unit length: the query of a token that is the cue
     least: Tensor  # (C,) fp32: cosine with its key above which a token is the cue
-    weights: Tensor  # (C,) fp32, positive; those of a fact add up to 1
     facts: Tensor  # (C,) int64: of which fact; 0, …, 0, 1, …, 1, 2, …
 
     @classmethod
     def empty(cls, width: int) -> Cues:
-        return cls(torch.zeros(0, width), torch.zeros(0), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+        return cls(torch.zeros(0, width), torch.zeros(0), torch.zeros(0, dtype=torch.int64))
 
     @classmethod
     def joined(cls, parts: Iterable[Cues], width: int) -> Cues:
@@ -47,7 +46,6 @@ class Cues:
         return cls(
             torch.cat([part.keys for part in parts]),
             torch.cat([part.least for part in parts]),
-            torch.cat([part.weights for part in parts]),
             torch.cat(numbers),
         )
 
@@ -73,7 +71,7 @@ class Cues:
     def problem(self, width: int) -> str | None:
         """Why these can't be cues for queries of that width; None when they can."""
         count = len(self.least)
-        shapes = {"keys": (count, width), "least": (count,), "weights": (count,), "facts": (count,)}
+        shapes = {"keys": (count, width), "least": (count,), "facts": (count,)}
         for name, tensor in self.tensors().items():
             dtype = torch.int64 if name == "facts" else torch.float32
             if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
@@ -83,9 +81,6 @@ class Cues:
         steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
         if count and (int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):
             return "facts must count up from 0 in steps of 1"
-        sums = torch.zeros(self.fact_count).index_add_(0, self.facts, self.weights)
-        if bool((self.weights <= 0).any()) or bool(((sums - 1).abs() > 1e-5).any()):
-            return "weights must be positive, and those of a fact add up to 1"
         return None
 
     def heard(self, queries_BTP: Tensor) -> Tensor:
@@ -96,19 +91,13 @@ class Cues:
         return F.pad(found, (0, KEPT - found.shape[-1]), value=-1)
 
     def open(self, heard_BTM: Tensor) -> Tensor:
-        """(B, T) bool: from which token on enough cues of one fact, by weight, have been heard."""
-        batch, tokens, kept = heard_BTM.shape
-        positions = torch.arange(tokens, device=heard_BTM.device)
-        if not len(self):
-            return torch.zeros(batch, tokens, dtype=torch.bool, device=heard_BTM.device)
-        # When each cue was heard first; a column more for what is no cue.
-        cue = heard_BTM.masked_fill(heard_BTM < 0, len(self)).flatten(1)
-        when = positions[:, None].expand(tokens, kept).reshape(1, -1).expand(batch, -1)
-        first = heard_BTM.new_full((batch, len(self) + 1), tokens).scatter_reduce(1, cue, when, "amin")[:, :-1]  # (B, C)
-        # Each fact's cues in the order in which they were heard. As its weights add up to 1, one running sum serves all facts.
-        order = first.argsort(dim=1, stable=True)
-        order = order.gather(1, self.facts[order].argsort(dim=1, stable=True))
-        first = first.gather(1, order)
-        heard_so_far = self.weights[order].double().cumsum(1) - self.facts.double()
-        opening = first.masked_fill(heard_so_far < ENOUGH - _ROUNDING, tokens).amin(1)  # (B,)
-        return positions >= opening[:, None]
+        """(B, T) bool: from the token on by which enough cues of one fact were heard, close to each other."""
+        batch, tokens, _ = heard_BTM.shape
+        there = heard_BTM[heard_BTM >= 0].unique()  # (A,), those of the cues that were heard at all
+        is_cue = (heard_BTM[..., None] == there).any(2)  # (B, T, A)
+        times = F.pad(is_cue.int().cumsum(1), (0, 0, REACH, 0))  # heard by then, zero before the start
+        lately = times[:, REACH:] > times[:, :tokens]
+        facts, fact = self.facts[there].unique(return_inverse=True)
+        heard = torch.zeros(batch, tokens, len(facts), device=heard_BTM.device).index_add_(2, fact, lately.float())
+        enough = ENOUGH * torch.bincount(self.facts)[facts]
+        return (heard >= enough - 1e-3).any(-1).cumsum(1) > 0

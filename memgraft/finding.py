@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 FEWEST_WORDINGS = 3  # below it, what recurs can't be told from what happens to be there
 MOST_WORDINGS = 8  # that are looked at
 MOST_CUES = 6  # a fact
-COMPARABLE = 0.5  # a cue stands out at least this much as far as the best one of its fact
+COMPARABLE = 0.5  # a cue stands out at least this much as far as the best one of its fact, but for the second best, which
+BARELY = 0.05  # only has to stand out at all: "Washington" does not by much, and "Washington" before "Park" does
+STRICTNESS = 0.6  # where between the world's nearest token (0) and its own wordings (1) a token stops to be a cue
 
 
 def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Cues | None:
@@ -89,11 +91,11 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
         return None
     # In the wording of the best one, all that stand out comparably: together they are what the fact is about.
     wording = torch.repeat_interleave(torch.tensor([len(of_wording) for of_wording in own]))
-    chosen = ((wording == wording[best]) & (margin >= COMPARABLE * margin[best])).nonzero().flatten()
-    chosen = chosen[margin[chosen].sort(descending=True, stable=True).indices[:MOST_CUES]].sort().values
+    ranked = [int(i) for i in margin.sort(descending=True, stable=True).indices if wording[i] == wording[best]][:MOST_CUES]
+    fits = [i for rank, i in enumerate(ranked) if margin[i] >= (BARELY if rank == 1 else COMPARABLE * margin[best])]
+    chosen = torch.tensor(sorted(fits))
     return Cues(
         keys=candidates[chosen].contiguous(),
-        least=((recurring + elsewhere) / 2)[chosen],
-        weights=margin[chosen] / margin[chosen].sum(),
+        least=(elsewhere + STRICTNESS * margin)[chosen],
         facts=torch.zeros(len(chosen), dtype=torch.int64),
     )

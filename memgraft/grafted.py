@@ -78,19 +78,22 @@ class GraftedModel(nn.Module):
         if not self._enabled:
             return None
         hidden_states = hidden_states_of(args, kwargs)
-        if self.cues is None:
-            self.opened = None
+        if memory is self.memories[0]:  # what is open after a cue is open in all layers
+            self.opened = self._listen(hidden_states, cache_among(args, kwargs))
+        if self.opened is None:
             return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states))
-        if memory is self.memories[0] or self.opened is None:
-            self.opened = self._listen(self.cues, hidden_states, cache_among(args, kwargs))
         if not bool(self.opened.any()) and self.layer(0).on_read is None:
             return None
-        return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states) * self.opened[..., None].to(hidden_states.device))
+        # In full: nothing stray is read where only what belongs to a fact reads.
+        added = memory(hidden_states, threshold=0.0) * self.opened[..., None].to(hidden_states.device)
+        return with_hidden_states(args, kwargs, hidden_states + added)
 
-    def _listen(self, cues: Cues, hidden_states: Tensor, cache: Cache | None) -> Tensor:
-        queries = self.cue_queries(hidden_states)
-        heard = heard_so_far(cache, len(self.blocks), cues.heard(queries))
-        return cues.open(heard)[:, -hidden_states.shape[1] :]
+    def _listen(self, hidden_states: Tensor, cache: Cache | None) -> Tensor | None:
+        """At which tokens (B, T) the memory is open; None for all."""
+        if self.cues is None:
+            return None
+        heard = self.cues.heard(self.cue_queries(hidden_states))
+        return self.cues.open(heard_so_far(cache, len(self.blocks), heard))[:, -hidden_states.shape[1] :]
 
     def cue_queries(self, hidden_states: Tensor) -> Tensor:
         """(…, P) fp32 of unit length: what cues are compared with, of hidden states (…, D) that enter the first memory layer."""

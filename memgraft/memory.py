@@ -181,8 +181,12 @@ class MemoryLayer(nn.Module):
         weights = (scores * self.config.softmax_scale).softmax(-1) * self.config.heads**-0.5
         return Address(slots, weights)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """What the memory adds to hidden states x (…, D), in x's dtype."""
+    def forward(self, x: Tensor, threshold: float | None = None) -> Tensor:
+        """What the memory adds to hidden states x (…, D), in x's dtype.
+
+        Args:
+            threshold: instead of the layer's own.
+        """
         x_TD = x.reshape(-1, x.shape[-1])
         address = self.address(x_TD)
         y_TV = self.table.read(address)
@@ -190,7 +194,7 @@ class MemoryLayer(nn.Module):
             if torch.is_grad_enabled() and not y_TV.requires_grad:
                 y_TV.requires_grad_(True)
             self.on_read(address, y_TV)
-        out = soft_threshold(y_TV, self.threshold) * self.scale
+        out = soft_threshold(y_TV, self.threshold if threshold is None else threshold) * self.scale
         if self.config.gate == "swilu":
             out = (out * F.silu(x_TD.float() @ self.gate_in)) @ self.gate_out
         return out.to(x.dtype).view_as(x)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval, SHiRA
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.teaching import Recipe
@@ -10,15 +12,20 @@ from memgraft.writers import LeastInterference
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 
-def memory(passes: int = 14, rows: int | None = 84, settling: int = 4, max_step: float = 0.7, threshold: float = 0.07) -> Memory:
-    """The package's own way to teach."""
-    writer = LeastInterference(max_step=max_step)
-    return Memory(recipe=Recipe(passes=passes, rows=rows, settling=settling, writer=writer), threshold=threshold)
+def memory(**settings: Any) -> Memory:
+    """The package's own way to teach, but for the fields of `Recipe` that are given."""
+    return Memory(recipe=Recipe.model_validate(settings))
+
+
+def everywhere(**settings: Any) -> Memory:
+    """The same without cues: the memory is open to every text, and only how it is written spares what must be preserved."""
+    return memory(scope="everywhere", **settings)
 
 
 def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
-    """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept and every read added."""
-    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "writer": {"name": "sgd", "learning_rate": lr}}
+    """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept, every read added, no cues."""
+    writer = {"name": "sgd", "learning_rate": lr}
+    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "writer": writer, "scope": "everywhere"}
     return Memory(recipe=Recipe.model_validate(chosen), threshold=0.0)
 
 

@@ -67,7 +67,9 @@ def described(method: AnyMethod) -> str:
             parts.append(f"step {writer.max_step:g}" if writer.max_step else "any step")
         if recipe.rows:
             parts.append(f"{recipe.rows} rows a fact, {recipe.settling} passes to settle")
-        if method.threshold:
+        if recipe.scope == "cues":
+            parts.append("cues")
+        elif method.threshold:
             parts.append(f"threshold {method.threshold:g}")
         if method.background != "self-written":
             parts.append(f"background {method.background}")

@@ -273,7 +273,7 @@ class TestOneFile:
             (lambda data: struct.pack("<Q", 1 << 60) + data[8:], "not a safetensors file"),
             (lambda data: data[:-1], "incomplete|header"),
             (lambda data: data.replace(b'\\"shared\\"', b'\\"sharec\\"'), "holds"),
-            (lambda data: data.replace(b'\\"format_version\\":2', b'\\"format_version\\":9'), "newer memgraft"),
+            (lambda data: data.replace(b'\\"format_version\\":3', b'\\"format_version\\":9'), "newer memgraft"),
             (lambda data: data.replace(b'\\"record\\"', b'\\"recorg\\"'), "missing, unknown"),
             (lambda data: data.replace(b"memgraft", b"mengraft"), "not a lesson that"),
         ],
@@ -367,5 +367,5 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     store.gc()
     again = MemoryStore.open(store.path)
     assert again.verify() == []
-    assert json.loads((store.path / "manifest.json").read_text())["format_version"] == 2
+    assert json.loads((store.path / "manifest.json").read_text())["format_version"] == 3
     assert bits(again.state("migrated")) == bits(MemoryStore.open(GOLDEN / name).state())

@@ -1,0 +1,191 @@
+"""Cues against their slow twin, and the memory that they open, on a random model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DynamicCache
+
+from memgraft.commits import Rows
+from memgraft.cues import ENOUGH, KEPT, REACH, Cues
+from memgraft.grafted import GraftedModel
+from memgraft.grafting import graft
+from memgraft.models import load_model
+
+
+def cues_of(*counts: int, width: int = 4, seed: int = 0) -> Cues:
+    """Random cues of facts that have so many each."""
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+    keys = torch.nn.functional.normalize(torch.randn(total, width, generator=generator), dim=-1)
+    facts = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)], dtype=torch.int64)
+    return Cues(keys, torch.full((total,), 0.5), facts)
+
+
+def open_slowly(cues: Cues, heard: Tensor) -> Tensor:
+    """What `Cues.open` says, sequence by sequence and token by token."""
+    facts = cues.facts.tolist()
+    result = torch.zeros(heard.shape[:2], dtype=torch.bool)
+    for row, sequence in enumerate(heard.tolist()):
+        opened = False
+        for position in range(len(sequence)):
+            lately = {number for numbers in sequence[max(0, position - REACH + 1) : position + 1] for number in numbers if number >= 0}
+            for fact in range(cues.fact_count):
+                opened = opened or sum(facts[number] == fact for number in lately) >= ENOUGH * facts.count(fact) - 1e-3
+            result[row, position] = opened
+    return result
+
+
+@given(
+    counts=st.lists(st.integers(1, 4), min_size=0, max_size=5),
+    seed=st.integers(0, 50),
+    data=st.data(),
+)
+def test_open_is_what_the_slow_twin_says(counts: list[int], seed: int, data: st.DataObject) -> None:
+    cues = cues_of(*counts, seed=seed)
+    number = st.integers(-1, max(len(cues) - 1, -1))
+    heard = torch.tensor(data.draw(st.lists(st.lists(number, min_size=KEPT, max_size=KEPT), min_size=1, max_size=40)))[None]
+    assert torch.equal(cues.open(heard), open_slowly(cues, heard))
+
+
+@given(counts=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), max_size=3), seed=st.integers(0, 20))
+def test_joined_cues_open_where_one_part_does(counts: list[list[int]], seed: int) -> None:
+    parts = [cues_of(*each, seed=seed + number) for number, each in enumerate(counts)]
+    joined = Cues.joined(parts, 4)
+    queries = torch.nn.functional.normalize(torch.randn(2, 6, 4, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    heard = (queries @ joined.keys.T - joined.least > 0) if len(joined) else torch.zeros(2, 6, 0, dtype=torch.bool)
+    if int(heard.sum(-1).max() if heard.numel() else 0) <= KEPT:  # beyond it, a token is only the nearest ones
+        expected = torch.zeros(2, 6, dtype=torch.bool)
+        for part in parts:
+            expected |= part.open(part.heard(queries))
+        assert torch.equal(joined.open(joined.heard(queries)), expected)
+    assert joined.problem(4) is None
+
+
+def test_a_token_is_at_most_the_nearest_cues() -> None:
+    keys = torch.eye(6)
+    cues = Cues(keys, torch.full((6,), 0.1), torch.arange(6))
+    query = torch.tensor([[[0.2, 0.6, 0.5, 0.4, 0.3, 0.0]]])
+    assert cues.heard(query)[0, 0].tolist() == [1, 2, 3, 4]
+    assert cues.heard(torch.zeros(1, 1, 6))[0, 0].tolist() == [-1] * KEPT
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"keys": torch.zeros(3, 5)}, "keys must be torch.float32 of shape (3, 4)"),
+        ({"least": torch.tensor([0.5, float("nan"), 0.5])}, "least are not finite"),
+        ({"facts": torch.tensor([0, 0, 2])}, "facts must count up from 0 in steps of 1"),
+        ({"facts": torch.tensor([1, 1, 1])}, "facts must count up from 0 in steps of 1"),
+        ({"facts": torch.tensor([0.0, 0.0, 1.0])}, "facts must be torch.int64 of shape (3,)"),
+    ],
+)
+def test_what_can_not_be_cues(change: dict[str, Tensor], problem: str) -> None:
+    cues = cues_of(2, 1)
+    assert cues.problem(4) is None
+    assert problem in str(Cues(**{**cues.tensors(), **change}).problem(4))
+
+
+TEXT = "the river runs past the old mill and on to the sea"
+
+
+@pytest.fixture
+def written(tiny_folder: Path) -> GraftedModel:
+    """A random model whose memory holds large rows everywhere."""
+    loaded = load_model(str(tiny_folder))
+    model = graft(loaded.model, loaded.tokenizer, slots=64, background=[TEXT] * 4, background_tokens=128)
+    slots = torch.arange(64)
+    model.assign_rows(
+        {"0": Rows(slots, torch.randn(64, 32, generator=torch.Generator().manual_seed(0)))}, Cues.empty(model.config.query_dim)
+    )
+    return model
+
+
+def ids_of(model: GraftedModel, text: str = TEXT) -> Tensor:
+    return torch.tensor([model.tokenizer(text).input_ids])
+
+
+def cue_at(model: GraftedModel, text: str, position: int) -> Cues:
+    """The token at a position of a text as the one cue of a fact."""
+    seen: list[Tensor] = []
+    layer = model.config.layers[0]
+    handle = model.blocks[layer].register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True, prepend=True
+    )
+    with torch.no_grad(), model.without_memory():
+        model(input_ids=ids_of(model, text))
+    handle.remove()
+    key = model.cue_queries(seen[0])[0, position][None]
+    return Cues(key, torch.tensor([0.999]), torch.zeros(1, dtype=torch.int64))
+
+
+def logits_of(model: GraftedModel, ids: Tensor, **more: object) -> Tensor:
+    with torch.no_grad():
+        logits: Tensor = model(input_ids=ids, **more).logits
+    return logits
+
+
+def test_without_a_cue_the_model_is_the_base_model(written: GraftedModel) -> None:
+    ids = ids_of(written)
+    with written.without_memory():
+        base = logits_of(written, ids)
+    assert torch.equal(logits_of(written, ids), base)
+    written.cues = None
+    assert not torch.allclose(logits_of(written, ids), base)
+
+
+def test_from_the_cue_on_the_memory_is_read_as_if_it_were_always_open(written: GraftedModel) -> None:
+    ids, position = ids_of(written), 9
+    with written.without_memory():
+        base = logits_of(written, ids)
+    written.cues = cue_at(written, TEXT, position)
+    some = logits_of(written, ids)
+    assert torch.equal(some[:, :position], base[:, :position])
+    assert not torch.allclose(some[:, position:], base[:, position:])
+    assert written.opened is not None
+    assert written.opened[0].tolist() == [index >= position for index in range(ids.shape[1])]
+
+
+@pytest.mark.parametrize("configured", [True, False], ids=["layers known", "layers as they come"])
+@pytest.mark.parametrize("first", [4, 9, 10, 20])
+def test_what_was_heard_lasts_over_the_parts_of_a_text(written: GraftedModel, first: int, configured: bool) -> None:
+    ids = ids_of(written)
+    written.cues = cue_at(written, TEXT, 9)
+    whole = logits_of(written, ids)
+    cache = DynamicCache(config=written.base.config) if configured else DynamicCache()
+    parts = [logits_of(written, ids[:, :first], past_key_values=cache, use_cache=True)]
+    parts += [logits_of(written, ids[:, i : i + 1], past_key_values=cache, use_cache=True) for i in range(first, ids.shape[1])]
+    assert torch.allclose(torch.cat(parts, 1), whole, atol=1e-4)
+
+
+def test_what_was_heard_follows_its_sequence(written: GraftedModel) -> None:
+    with_cue, without = ids_of(written), ids_of(written, "a quite different line of text about nothing at all")
+    written.cues = cue_at(written, TEXT, 9)
+    width = min(with_cue.shape[1], without.shape[1]) - 1
+    both = torch.cat([with_cue[:, : width + 1], without[:, : width + 1]])
+    cache = DynamicCache(config=written.base.config)
+    logits_of(written, both[:, :width], past_key_values=cache, use_cache=True)
+    swapped = copy.deepcopy(cache)
+    swapped.reorder_cache(torch.tensor([1, 0]))
+    straight = logits_of(written, both[:, width:], past_key_values=cache, use_cache=True)
+    crossed = logits_of(written, both[:, width:].flip(0), past_key_values=swapped, use_cache=True)
+    assert torch.allclose(straight, crossed.flip(0), atol=1e-4)
+    repeated = copy.deepcopy(swapped)
+    repeated.batch_repeat_interleave(2)
+    assert logits_of(written, both[:, :1].repeat_interleave(2, 0), past_key_values=repeated, use_cache=True).shape[0] == 4
+
+
+def test_generating_reads_the_memory_as_a_single_pass_does(written: GraftedModel) -> None:
+    ids = ids_of(written)[:, :20]
+    written.cues = cue_at(written, TEXT, 9)
+    written_on = written.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    greedy = ids
+    for _ in range(written_on.shape[1] - ids.shape[1]):
+        greedy = torch.cat([greedy, logits_of(written, greedy)[:, -1:].argmax(-1)], 1)
+    assert torch.equal(written_on, greedy)
