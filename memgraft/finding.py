@@ -9,7 +9,7 @@ Shape suffixes: N candidate tokens, W wordings, P query width, S tokens of the w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,14 @@ BARELY = 0.05  # only has to stand out at all: "Washington" does not by much, an
 STRICTNESS = 0.6  # where between the world's nearest token (0) and its own wordings (1) a token stops to be a cue
 
 
-def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Cues | None:
+class Found(NamedTuple):
+    """The cues of facts, and the token that each one was in the wording it was found in."""
+
+    cues: Cues
+    tokens: list[list[int]]  # fact by fact
+
+
+def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | None:
     """The cues of each batch's fact; None where one of them has none, so that the memory must be open to every text.
 
     None without a background as well: what is rare in the world can't be told then.
@@ -41,11 +48,11 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Cues | None
     world = world_queries(model)
     found = []
     for wordings in candidates:
-        cues = _cues_of(model, wordings, world)
-        if cues is None:
+        of_fact = _cues_of(model, wordings, world)
+        if of_fact is None:
             return None
-        found.append(cues)
-    return Cues.joined(found, model.config.query_dim)
+        found.append(of_fact)
+    return Found(Cues.joined((each.cues for each in found), model.config.query_dim), [each.tokens[0] for each in found])
 
 
 def world_queries(model: GraftedModel) -> Tensor:
@@ -78,7 +85,7 @@ def _queries_of(model: GraftedModel, sequences: Sequence[Sequence[int]]) -> list
     return [model.cue_queries(hidden[1:].to(model.device)).cpu() for hidden in states]
 
 
-def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Cues | None:
+def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Found | None:
     queries = _queries_of(model, [ids for ids, _ in wordings])
     own = [of_wording[asking] for of_wording, (_, asking) in zip(queries, wordings, strict=True)]
     candidates = torch.cat(own)  # (N, P)
@@ -94,8 +101,10 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
     ranked = [int(i) for i in margin.sort(descending=True, stable=True).indices if wording[i] == wording[best]][:MOST_CUES]
     fits = [i for rank, i in enumerate(ranked) if margin[i] >= (BARELY if rank == 1 else COMPARABLE * margin[best])]
     chosen = torch.tensor(sorted(fits))
-    return Cues(
+    cues = Cues(
         keys=candidates[chosen].contiguous(),
         least=(elsewhere + STRICTNESS * margin)[chosen],
         facts=torch.zeros(len(chosen), dtype=torch.int64),
     )
+    tokens = torch.cat([torch.tensor(ids[1:])[asking] for ids, asking in wordings])
+    return Found(cues, [tokens[chosen].tolist()])

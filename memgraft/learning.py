@@ -202,12 +202,14 @@ def learn(
             "taught": {example.id: getattr(example, "supersedes", None) for example in examples.examples if example.id is not None},
             "overlaps": [{"lesson": o.commit, "message": o.message, "shared_slots": o.shared_slots} for o in overlaps],
         }
+        if lesson.cues is not None:
+            record["cues"] = [[model.tokenizer.decode([token]) for token in tokens] for tokens in lesson.cues.tokens]
         if before and after:
             record["facts"] = asked(examples.examples, before, after)
             record["learned"] = sum(fact["learned"] for fact in record["facts"])
         if gate:
             record["gate"] = gate.check(model)
-        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, lesson.cues)
+        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, lesson.cues and lesson.cues.cues)
         model.history.learn(commit)
     except BaseException as error:
         model.assign_rows(rows_before, cues_before)

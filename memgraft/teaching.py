@@ -25,7 +25,7 @@ from memgraft.covariance import BackgroundReads, background_reads
 from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
-from memgraft.finding import find_cues
+from memgraft.finding import Found, find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
@@ -67,7 +67,7 @@ class Lesson:
     changes: dict[str, Rows]  # table → what was added to its rows
     losses: list[list[float]]  # pass → loss of each batch, in data order; NaN where it was skipped
     batch_slots: dict[str, list[Tensor]] = field(default_factory=dict)  # table → for each batch, the slots it wrote
-    cues: Cues | None = None  # what the memory is open after; None: it is open to every text
+    cues: Found | None = None  # what the memory is open after; None: it is open to every text
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,7 @@ def teach(
     try:
         with frozen(model), model.without_threshold():
             cues = find_cues(model, batches) if recipe.scope == "cues" else None
-            model.cues = _together(model, before, cues)
+            model.cues = _together(model, before, cues and cues.cues)
             with torch.enable_grad():
                 lesson = _teach(model, batches, recipe, usages, before, keeper, on_step)
             return replace(lesson, cues=cues)

@@ -60,6 +60,13 @@ def learn(
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
     ] = None,
     wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="8")] = None,
+    scope: Annotated[
+        Literal["cues", "everywhere"] | None,
+        typer.Option(
+            help="Where the memory is open for the lesson: where the subject of one of its facts came up, or everywhere.",
+            show_default="cues, where each fact has some",
+        ),
+    ] = None,
     loss: Annotated[Literal["answer", "all"] | None, typer.Option(help="Tokens that carry the loss.", show_default="answer")] = None,
     seed: Annotated[int | None, typer.Option(help="Of order and wordings.", show_default="0")] = None,
     recipe: Annotated[
@@ -116,6 +123,7 @@ def learn(
         "passes": passes,
         "until_loss": until_loss,
         "wordings": wordings,
+        "scope": scope,
         "loss": loss,
         "seed": seed,
         "row_dtype": "bfloat16" if bf16 else None,

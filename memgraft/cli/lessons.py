@@ -25,6 +25,7 @@ def describe(store: MemoryStore, prefix: str) -> dict[str, Any]:
         "history": [{"op": entry.op, "when": entry.when} for entry in store.history() if entry.commit == id],
         "data_sha256": commit.data_sha256,
         "recipe": dict(commit.recipe),
+        "cues": None if commit.cues is None else len(commit.cues),
         "rows": {table: len(rows) for table, rows in commit.changes.items()},
         "bytes": (store.path / changes_name(id)).stat().st_size,
         "record": dict(commit.record),
@@ -76,6 +77,10 @@ def summary(lesson: dict[str, Any], record: Record) -> str:
     by_table = ", ".join(f"{count:,} in table {table}" for table, count in lesson["rows"].items())
     tables = f" ({by_table})" if len(lesson["rows"]) > 1 else ""
     lines.append(f"{rows:,} rows written{tables}{per_batch}; {human_bytes(lesson['bytes'])}")
+    if lesson["cues"] is None:
+        lines.append("the memory is open to every text: not all that was taught has cues")
+    else:
+        lines.append(f"the memory is open where a fact's subject came up ({lesson['cues']:,} cues), and closed to all else")
     if record.seconds is not None:
         lines.append(f"taught in {record.seconds:.1f} s")
     if not record.overlaps:

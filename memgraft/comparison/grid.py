@@ -7,7 +7,6 @@ from typing import Any
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval, SHiRA
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.teaching import Recipe
-from memgraft.writers import LeastInterference
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
