@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from benchmarks.measurement import Protocol
 from memgraft.baselines import AdamW, LoRA
-from memgraft.comparison.grid import memory, papers
+from memgraft.comparison.grid import memory, papers, without_cues
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.config import Config
 from memgraft.errors import MemgraftError
@@ -24,7 +24,7 @@ class Arm(Config):
 
 def memory_arms(learning_rates: Sequence[float]) -> list[Arm]:
     """The package's own recipe, and the papers' rankings with their optimizer, every row kept and every read added."""
-    choices: dict[str, Memory] = {"least-interference": memory()}
+    choices: dict[str, Memory] = {"least-interference": memory(), "least-interference, no cues": without_cues()}
     for lr in learning_rates:
         choices |= {f"{ranking}+sgd, lr {lr:g}": papers(ranking, t=1000, lr=lr) for ranking in ("tfidf", "kl")}
     # Defaults are spelled out in the settings: a run made with other ones is another run.

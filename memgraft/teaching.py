@@ -42,16 +42,16 @@ class Recipe(Config):
     ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
-    passes: int = Field(14, gt=0, description="times that each batch is taught, at most")
+    passes: int = Field(10, gt=0, description="times that each batch is taught, at most")
     rows: int | None = Field(84, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
     settling: int = Field(4, ge=0, description="passes, the last ones, that change only the rows that are kept")
-    pruning: int = Field(1, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
+    pruning: int = Field(3, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     row_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
     )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
-    wordings: int = Field(8, gt=0, description="wordings a fact in each pass; every pass has its own")
+    wordings: int = Field(4, gt=0, description="wordings a fact in each pass; every pass has its own")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
     scope: Literal["cues", "everywhere"] = Field(
@@ -200,6 +200,8 @@ def write(
             scores[~torch.isin(slots, kept[name])] = 0
         chosen = choose(slots, scores, recipe.t)
         covariance = usage[name].load_of(chosen, model.config.slots)
+        if model.cues is not None:  # the background reads nothing of a closed memory; earlier lessons, which count as read throughout, do
+            covariance *= usage[name].document_frequency_of(chosen) >= usage[name].batches
         if reads and len(chosen):
             covariance = _raised(reads[name].covariance_of(chosen), covariance)
         on_device = chosen.to(gradient.device)
@@ -286,8 +288,8 @@ def _teach(
     first = model.config.layers[0]
     taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
     budget = recipe.cache_bytes if taught_again else 0
-    full = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
-    reads = background_reads(model) if full else {}
+    spares = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
+    reads = background_reads(model) if spares and model.cues is None else {}
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
     progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
     if progress.rows is not None:

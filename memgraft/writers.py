@@ -67,9 +67,11 @@ class LeastInterference(Config):
 
     name: Literal["least-interference"] = "least-interference"
     learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
-    max_step: float | None = Field(0.7, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
+    max_step: float | None = Field(1.0, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
     ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W Wᵀ; more moves what tokens share first")
-    background_weight: float = Field(30.0, ge=0, description="μ: how much dearer it gets to change what the background reads")
+    background_weight: float = Field(
+        30.0, ge=0, description="μ: how much dearer it gets to change what the background reads, where it reads the memory"
+    )
     covariance: Literal["full", "diagonal"] = Field(
         "full", description="what is known of the background: slots read together, or each slot alone, cheaper where t is large"
     )

@@ -53,13 +53,15 @@ def learn(
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
         float | None,
-        typer.Option("--mu", help="How much dearer it gets to change what the background reads.", show_default="30"),
+        typer.Option(
+            "--mu", help="How much dearer it gets to change what the background reads, where it reads the memory.", show_default="30"
+        ),
     ] = None,
-    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="14")] = None,
+    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="10")] = None,
     until_loss: Annotated[
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
     ] = None,
-    wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="8")] = None,
+    wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="4")] = None,
     scope: Annotated[
         Literal["cues", "everywhere"] | None,
         typer.Option(

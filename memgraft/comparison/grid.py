@@ -7,6 +7,7 @@ from typing import Any
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval, SHiRA
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.teaching import Recipe
+from memgraft.writers import LeastInterference
 
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 
@@ -16,9 +17,9 @@ def memory(**settings: Any) -> Memory:
     return Memory(recipe=Recipe.model_validate(settings))
 
 
-def everywhere(**settings: Any) -> Memory:
-    """The same without cues: the memory is open to every text, and only how it is written spares what must be preserved."""
-    return memory(scope="everywhere", **settings)
+def without_cues(**settings: Any) -> Memory:
+    """Open to every text: only how the memory is written, in shorter steps and more passes, spares what must be preserved."""
+    return memory(**{"scope": "everywhere", "passes": 14, "pruning": 1, "writer": LeastInterference(max_step=0.7), **settings})
 
 
 def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
@@ -31,7 +32,15 @@ def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 
 def grid() -> dict[str, list[AnyMethod]]:
     """Six settings a method, from cautious to bold; the optimizer is one of the things tuned."""
     return {
-        "memory": [memory(), memory(threshold=0.1), memory(max_step=1.0), memory(passes=7), memory(rows=300), memory(rows=None)],
+        "memory": [
+            memory(),
+            memory(passes=6),
+            memory(rows=40),
+            memory(rows=200),
+            memory(passes=14, writer=LeastInterference(max_step=0.7)),
+            memory(writer=LeastInterference(max_step=2.0)),
+        ],
+        "memory (no cues)": [without_cues(), without_cues(rows=300)],
         "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
         "lora": [
             LoRA(optimizer=AdamW(lr=2e-4), passes=4),

@@ -51,7 +51,9 @@ def family(method: AnyMethod) -> str:
     """The name under which the settings of a method form one front."""
     if isinstance(method, Memory):
         plain = method.recipe.writer.name == "least-interference"
-        return "memory" if plain else f"memory ({method.recipe.ranking}, {method.recipe.writer.name})"
+        if plain:
+            return "memory" if method.recipe.scope == "cues" else "memory (no cues)"
+        return f"memory ({method.recipe.ranking}, {method.recipe.writer.name})"
     if isinstance(method, Base | Retrieval):
         return method.method
     return method.method + (" + replay" if method.replay else "")

@@ -46,7 +46,6 @@ from memgraft.report import (
     render_lesson_page,
 )
 from memgraft.teaching import Recipe
-from memgraft.writers import LeastInterference
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,7 @@ class Answers:
 
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
-# Half the default's wordings and fewer, longer steps, in half the time; facts about one subject share rows, so more of them are kept.
-RECIPE = Recipe(wordings=4, passes=10, rows=150, pruning=3, writer=LeastInterference(max_step=0.8))
+RECIPE = Recipe()
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
