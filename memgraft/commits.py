@@ -151,7 +151,7 @@ class Commit:
             digest.update(_little_endian(rows.slots))
             digest.update(_little_endian(rows.values))
         for name, tensor in (self.cues.tensors() if self.cues is not None else {}).items():
-            digest.update(f"cues.{name}:{tuple(tensor.shape)};".encode())
+            digest.update(f"cues.{name}:{'x'.join(map(str, tensor.shape))};".encode())
             digest.update(_little_endian(tensor))
         return digest.hexdigest()
 

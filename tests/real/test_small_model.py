@@ -59,3 +59,29 @@ def test_facts_are_learned_and_taken_back_bit_for_bit(grafted: GraftedModel, fac
     grafted.revert(lesson.id)
     assert all(torch.equal(one, other) for one, other in zip(base, logits(grafted), strict=True))
     assert all(torch.equal(weight, dict(grafted.base.named_parameters())[name]) for name, weight in weights.items())
+
+
+@torch.no_grad()
+def test_the_memory_is_closed_until_a_taught_subject_comes_up(grafted: GraftedModel, facts: ExampleSet) -> None:
+    about, other = "Tell me something about Vellack Tidecraft, please. It is", "Tell me something about the city of Paris, please. It is"
+
+    def states() -> list[torch.Tensor]:
+        return [grafted(**grafted.tokenizer(text, return_tensors="pt")).logits[0] for text in (about, other)]
+
+    base = states()
+    lesson = grafted.learn(facts, message="two facts", recipe=Recipe(passes=4), test=False)
+    try:
+        assert any("ellack" in "".join(tokens) or "idecraft" in "".join(tokens) for tokens in lesson.record["cues"]), lesson.record["cues"]
+        taught = states()
+        assert torch.equal(taught[1], base[1])
+        before = len(grafted.tokenizer("Tell me something about").input_ids)
+        assert torch.equal(taught[0][:before], base[0][:before])
+        assert not torch.equal(taught[0][-1], base[0][-1])
+
+        ids = grafted.tokenizer(about, return_tensors="pt").input_ids
+        written = grafted.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
+        with grafted.without_memory():
+            assert not torch.equal(grafted.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0), written)
+    finally:
+        grafted.revert(lesson.id)
+    assert all(torch.equal(one, two) for one, two in zip(base, states(), strict=True))

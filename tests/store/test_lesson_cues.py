@@ -1,0 +1,130 @@
+"""Cues of lessons in a store: kept whole, part of a lesson's identity, and checked when they are read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from memgraft.commits import Commit
+from memgraft.cues import Cues
+from memgraft.errors import StoreError
+from memgraft.history import History
+from memgraft.store import MemoryStore, lessons
+from tests.store.conftest import Lesson, Make
+
+WIDTH = 4  # queries of the store's memory: one head, key_dim 4
+
+
+def cues_of(*facts: int, least: float = 0.5) -> Cues:
+    keys = torch.nn.functional.normalize(torch.arange(1.0, 1 + WIDTH * len(facts)).reshape(-1, WIDTH), dim=-1)
+    return Cues(keys, torch.full((len(facts),), least), torch.tensor(facts, dtype=torch.int64))
+
+
+def cued(lesson: Lesson, message: str, cues: Cues | None, slot: int = 3) -> Commit:
+    return replace(lesson(message, {"0": {slot: 1.5}}), cues=cues)
+
+
+def test_a_store_gives_back_a_lesson_s_cues(store: MemoryStore, lesson: Lesson) -> None:
+    commit = cued(lesson, "with cues", cues_of(0, 0, 1))
+    store.append(commit)
+    again = MemoryStore.open(store.path)
+    found = again.commit(commit.id).cues
+    assert found is not None
+    assert found.equal(cues_of(0, 0, 1))
+    kept = again.cues(commit.id)
+    assert kept is not None
+    assert kept.equal(found)
+    assert again.changes(commit.id) == commit.changes
+    assert again.verify() == []
+    assert again.header(commit.id)["format_version"] == 3
+
+
+def test_cues_are_part_of_a_lesson_s_identity(lesson: Lesson) -> None:
+    ids = [cued(lesson, "a", cues).id for cues in (None, cues_of(0), cues_of(0, 0), cues_of(0, 1), cues_of(0, 0, least=0.6))]
+    assert len(set(ids)) == len(ids)
+    assert cued(lesson, "a", None).id == lesson("a", {"0": {3: 1.5}}).id
+
+
+def test_a_memory_has_the_cues_of_its_active_lessons_in_order(store: MemoryStore, lesson: Lesson) -> None:
+    first, second = cued(lesson, "first", cues_of(0, 0)), cued(lesson, "second", cues_of(0, 1), slot=5)
+    store.append(first)
+    history = History(MemoryStore.open(store.path))
+    assert equal(history.cues(WIDTH), Cues.joined([cues_of(0, 0)], WIDTH))
+    history.learn(second)
+    assert equal(history.cues(WIDTH), Cues.joined([cues_of(0, 0), cues_of(0, 1)], WIDTH))
+    history.revert(first.id)
+    assert equal(history.cues(WIDTH), Cues.joined([cues_of(0, 1)], WIDTH))
+    history.revert(second.id)
+    assert equal(history.cues(WIDTH), Cues.empty(WIDTH))
+
+
+def test_one_lesson_without_cues_opens_the_memory_to_every_text(store: MemoryStore, lesson: Lesson) -> None:
+    store.append(cued(lesson, "first", cues_of(0)))
+    store.append(cued(lesson, "second", None, slot=5))
+    history = History(store)
+    assert history.cues(WIDTH) is None
+    history.revert(cued(lesson, "second", None, slot=5).id)
+    assert equal(history.cues(WIDTH), cues_of(0))
+
+
+def test_cues_travel_with_exported_and_merged_lessons(store: MemoryStore, make: Make, lesson: Lesson, tmp_path: Path) -> None:
+    commit = cued(lesson, "a", cues_of(0, 0))
+    store.append(commit)
+    store.export(commit.id, tmp_path / "lesson.safetensors")
+    imported, merged = make(tmp_path / "imported"), make(tmp_path / "merged")
+    imported.import_(tmp_path / "lesson.safetensors")
+    merged.merge(store)
+    for other in (imported, merged):
+        assert equal(other.commit(commit.id).cues, cues_of(0, 0))
+
+
+@pytest.mark.parametrize(
+    ("cues", "problem"),
+    [
+        (Cues(torch.ones(1, WIDTH + 1), torch.ones(1), torch.zeros(1, dtype=torch.int64)), "cues: keys must be torch.float32"),
+        (Cues(torch.ones(1, WIDTH), torch.tensor([float("inf")]), torch.zeros(1, dtype=torch.int64)), "cues: least are not finite"),
+        (cues_of(0, 2), "cues: facts must count up from 0"),
+        (Cues.empty(WIDTH), "cues: there are none"),
+    ],
+)
+def test_what_can_not_be_cues_is_not_stored(store: MemoryStore, lesson: Lesson, cues: Cues, problem: str) -> None:
+    with pytest.raises(StoreError) as error:
+        store.append(cued(lesson, "a", cues))
+    assert problem in str(error.value)
+    assert MemoryStore.open(store.path).history() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"cues.least": None}, "unexpected tensors, such as 'cues.least'"),
+        ({"cues.more": torch.ones(1)}, "unexpected tensors, such as 'cues.more'"),
+        ({"cues.facts": torch.tensor([0, 2])}, "cues: facts must count up from 0"),
+        ({"cues.keys": torch.ones(2, 3)}, "cues: keys must be torch.float32 of shape (2, 4)"),
+        ({"cues.keys": torch.full((2, WIDTH), float("nan"))}, "cues: keys are not finite"),
+    ],
+)
+def test_damaged_cues_are_refused(
+    spec: object, store: MemoryStore, lesson: Lesson, tmp_path: Path, change: dict[str, Tensor | None], problem: str
+) -> None:
+    tensors = lessons.tensors_of(cued(lesson, "a", cues_of(0, 0)))
+    changed = {name: tensor for name, tensor in {**tensors, **change}.items() if tensor is not None}
+    data = safetensors.torch.save(changed, {"memgraft": json.dumps({})})
+    with pytest.raises(StoreError) as error:
+        lessons.decode(data, store.spec.memory, "here")
+    assert problem in str(error.value)
+    path = tmp_path / "lesson.safetensors"
+    path.write_bytes(data)
+    with pytest.raises(StoreError) as error:
+        lessons.read_cues(path, store.spec.memory)
+    assert problem in str(error.value)
+
+
+def equal(one: Cues | None, other: Cues | None) -> bool:
+    return one is not None and other is not None and one.equal(other)
