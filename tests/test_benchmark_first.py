@@ -132,6 +132,7 @@ def test_arms_are_named_by_how_they_start_and_the_base_comes_first() -> None:
     assert [arm.name for arm in chosen_arms(None, [1e-4], [0.3])] == [
         "base",
         "least-interference",
+        "least-interference, no cues",
         "tfidf+sgd, lr 0.3",
         "kl+sgd, lr 0.3",
         "lora, lr 1e-04",

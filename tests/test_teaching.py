@@ -270,7 +270,7 @@ class TestALesson:
         assert len(steps) == sum(not math.isnan(loss) for losses in lesson.losses for loss in losses)
 
     def test_settles_what_is_kept_however_low_the_losses_were_before(self) -> None:
-        chosen = recipe(writer=WRITERS["least-interference"], passes=5, settling=2, rows=3, until_loss=100.0)
+        chosen = recipe(writer=WRITERS["least-interference"], passes=5, settling=2, pruning=1, rows=3, until_loss=100.0)
         lesson = teach(graft_with_usage(), some_batches(), chosen)
         assert [[math.isnan(loss) for loss in losses] for losses in lesson.losses] == [[turn not in (0, 3)] * 3 for turn in range(4)]
 

@@ -34,8 +34,8 @@ def grid() -> dict[str, list[AnyMethod]]:
     return {
         "memory": [
             memory(),
-            memory(passes=6),
             memory(rows=40),
+            memory(passes=6),
             memory(rows=200),
             memory(passes=14, writer=LeastInterference(max_step=0.7)),
             memory(writer=LeastInterference(max_step=2.0)),

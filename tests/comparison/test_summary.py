@@ -82,11 +82,13 @@ def test_without_the_base_there_is_nothing_to_say() -> None:
 
 
 def test_methods_come_back_from_their_json_and_say_what_they_are() -> None:
-    papers = Memory(recipe=Recipe(writer=SGD(), t=500, rows=None, passes=6), threshold=0)
+    papers = Memory(recipe=Recipe(writer=SGD(), t=500, rows=None, passes=6, scope="everywhere"), threshold=0)
     for method in (Base(), Memory(), papers, LoRA(replay=2)):
         assert method_of(settings(method)) == method
-    assert [family(each) for each in (Memory(), papers, LoRA(), LoRA(replay=2))] == [
+    open_memory = Memory(recipe=Recipe(scope="everywhere"))
+    assert [family(each) for each in (Memory(), open_memory, papers, LoRA(), LoRA(replay=2))] == [
         "memory",
+        "memory (no cues)",
         "memory (tfidf, sgd)",
         "lora",
         "lora + replay",
