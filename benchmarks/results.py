@@ -39,6 +39,7 @@ def results(folder: Path) -> str:
             parts += _study(json.loads(path.read_text(encoding="utf-8")))
         else:
             parts.append("Not run yet.")
+    parts.append(_cue_rates(folder / "cues" / "summary.json"))
     parts.append(_core_sets(folder / "core-sets" / "runs.jsonl"))
     return "\n\n".join(parts) + "\n"
 
@@ -92,6 +93,21 @@ def _settings(settings: list[Mapping[str, Any]]) -> str:
         for each in settings
     ]
     return table(columns, rows)
+
+
+def _cue_rates(path: Path) -> str:
+    title = f"## What cues open\n\n`python -m benchmarks.cue_rates` → `{path.as_posix()}`\n\n"
+    if not path.exists():
+        return title + "Not run yet."
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    rates = summary["rates"]
+    names = [name for name in rates[0] if name not in ("facts", "cues")]
+    rows = [[plain(name), *(f"{each[name]:.3f}" for each in rates)] for name in names]
+    about = (
+        f"{plain(summary['model'])}. Of so many, how many open the memory, by the number of facts taught; {summary['questions']} questions "
+        f"a probe, {summary['text_tokens']:,} tokens of text. The first two rows should be 1, all others 0.\n\n"
+    )
+    return title + about + table(["", *(f"{each['facts']:,} facts, {each['cues']:,} cues" for each in rates)], rows)
 
 
 def _core_sets(path: Path) -> str:
