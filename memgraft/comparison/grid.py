@@ -25,7 +25,7 @@ def without_cues(**settings: Any) -> Memory:
 def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
     """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept, every read added, no cues."""
     writer = {"name": "sgd", "learning_rate": lr}
-    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "writer": writer, "scope": "everywhere"}
+    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "pruning": 1, "writer": writer, "scope": "everywhere"}
     return Memory(recipe=Recipe.model_validate(chosen), threshold=0.0)
 
 
