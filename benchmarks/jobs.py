@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 import torch
@@ -61,8 +62,17 @@ _runner: Runner | None = None  # of a process that was started for tasks
 
 def _start(make: Callable[[], Runner], threads: int) -> None:
     global _runner
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(threads)
     _runner = make()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, killed for instance: it would wait for tasks for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _run(task: Any) -> dict[str, Any]:

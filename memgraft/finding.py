@@ -27,7 +27,9 @@ MOST_WORDINGS = 8  # that are looked at
 MOST_CUES = 6  # a fact
 COMPARABLE = 0.5  # a cue stands out at least this much as far as the best one of its fact, but for the second best, which
 BARELY = 0.05  # only has to stand out at all: "Washington" does not by much, and "Washington" before "Park" does
+MISSES = 4  # a token recurs that is in all wordings but one of so many: a sequence's first token, for one, is like no other
 STRICTNESS = 0.6  # where between the world's nearest token (0) and its own wordings (1) a token stops to be a cue
+CLOSELY = 0.95
 
 
 class Found(NamedTuple):
@@ -38,7 +40,7 @@ class Found(NamedTuple):
 
 
 def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | None:
-    """The cues of each batch's fact; None where one of them has none, so that the memory must be open to every text.
+    """The cues of each batch's fact; None where one has too few wordings, so that the memory must be open to every text.
 
     None without a background as well: what is rare in the world can't be told then.
     """
@@ -46,12 +48,7 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
     if model.background is None or min(map(len, candidates)) < FEWEST_WORDINGS:
         return None
     world = world_queries(model)
-    found = []
-    for wordings in candidates:
-        of_fact = _cues_of(model, wordings, world)
-        if of_fact is None:
-            return None
-        found.append(of_fact)
+    found = [_cues_of(model, wordings, world) for wordings in candidates]
     return Found(Cues.joined((each.cues for each in found), model.config.query_dim), [each.tokens[0] for each in found])
 
 
@@ -85,25 +82,24 @@ def _queries_of(model: GraftedModel, sequences: Sequence[Sequence[int]]) -> list
     return [model.cue_queries(hidden[1:].to(model.device)).cpu() for hidden in states]
 
 
-def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Found | None:
+def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Found:
     queries = _queries_of(model, [ids for ids, _ in wordings])
     own = [of_wording[asking] for of_wording, (_, asking) in zip(queries, wordings, strict=True)]
     candidates = torch.cat(own)  # (N, P)
     nearest = torch.stack([(candidates @ of_wording.T).amax(1) for of_wording in own], 1)  # (N, W)
-    recurring = nearest.sort(1).values[:, 1]  # in all wordings but at most one
+    recurring = nearest.sort(1).values[:, len(own) // MISSES]
     elsewhere = (candidates @ world.T).amax(1)
     margin = recurring - elsewhere
     best = int(margin.argmax())
-    if margin[best] <= 0:
-        return None
     # In the wording of the best one, all that stand out comparably: together they are what the fact is about.
     wording = torch.repeat_interleave(torch.tensor([len(of_wording) for of_wording in own]))
     ranked = [int(i) for i in margin.sort(descending=True, stable=True).indices if wording[i] == wording[best]][:MOST_CUES]
-    fits = [i for rank, i in enumerate(ranked) if margin[i] >= (BARELY if rank == 1 else COMPARABLE * margin[best])]
+    fits = [i for rank, i in enumerate(ranked) if i == best or margin[i] >= (BARELY if rank == 1 else COMPARABLE * margin[best])]
     chosen = torch.tensor(sorted(fits))
     cues = Cues(
         keys=candidates[chosen].contiguous(),
-        least=(elsewhere + STRICTNESS * margin)[chosen],
+        # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings.
+        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, recurring * CLOSELY)[chosen],
         facts=torch.zeros(len(chosen), dtype=torch.int64),
     )
     tokens = torch.cat([torch.tensor(ids[1:])[asking] for ids, asking in wordings])
