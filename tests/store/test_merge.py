@@ -359,6 +359,8 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     assert [entry.message for entry in store.history()] == ["first", "second", "first", "first"]
     assert store.state()["0"].slots.tolist() == [3, 4, 7]
     assert store.state()["0"].values[0].tolist() == [1.75, -1.75, 2.0]
+    cues = [store.cues(id) for id in store.active()]
+    assert [each and len(each) for each in cues] == ([1, 2] if name == "format-3" else [None, None])
     store.tag("migrated")
     store.append(lesson("new", {"0": {5: 0.5}}))
     store.revert(store.history()[1].commit)
