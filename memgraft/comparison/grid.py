@@ -40,7 +40,6 @@ def grid() -> dict[str, list[AnyMethod]]:
             memory(passes=14, writer=LeastInterference(max_step=0.7)),
             memory(writer=LeastInterference(max_step=2.0)),
         ],
-        "memory (no cues)": [without_cues(), without_cues(rows=300)],
         "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
         "lora": [
             LoRA(optimizer=AdamW(lr=2e-4), passes=4),
@@ -82,5 +81,6 @@ def grid() -> dict[str, list[AnyMethod]]:
             SHiRA(optimizer=SGD(lr=1.0), passes=4),
             SHiRA(optimizer=SGD(lr=10.0), passes=4),
         ],
+        "memory (no cues)": [without_cues(), without_cues(rows=300)],
         "retrieval": [Retrieval(passages=1), Retrieval(passages=3)],
     }
