@@ -88,10 +88,13 @@ class GraftedModel(nn.Module):
         added = memory(hidden_states, threshold=0.0) * self.opened[..., None].to(hidden_states.device)
         return with_hidden_states(args, kwargs, hidden_states + added)
 
+    @torch.no_grad()
     def _listen(self, hidden_states: Tensor, cache: Cache | None) -> Tensor | None:
         """At which tokens (B, T) the memory is open; None for all."""
         if self.cues is None:
             return None
+        if self.cues.keys.device != hidden_states.device:  # the model was moved
+            self.cues = self.cues.to(hidden_states.device)
         heard = self.cues.heard(self.cue_queries(hidden_states))
         return self.cues.open(heard_so_far(cache, len(self.blocks), heard))[:, -hidden_states.shape[1] :]
 

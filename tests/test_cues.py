@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
+from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
 from memgraft.cues import ENOUGH, KEPT, REACH, Cues
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.models import load_model
+from tests.models import ARCHITECTURES, fill, random_tokens, tiny_graft, tiny_model
 
 
 def cues_of(*counts: int, width: int = 4, seed: int = 0) -> Cues:
@@ -189,3 +191,37 @@ def test_generating_reads_the_memory_as_a_single_pass_does(written: GraftedModel
     for _ in range(written_on.shape[1] - ids.shape[1]):
         greedy = torch.cat([greedy, logits_of(written, greedy)[:, -1:].argmax(-1)], 1)
     assert torch.equal(written_on, greedy)
+
+
+@pytest.mark.parametrize("settings", [{"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
+def test_every_way_to_generate_hears_what_the_prompt_said(written: GraftedModel, settings: dict[str, object]) -> None:
+    ids = ids_of(written)[:, :20]
+    silent, heard = Cues.empty(written.config.query_dim), cue_at(written, TEXT, 9)
+    found = []
+    for cues in (silent, heard, None):
+        written.cues = cues
+        found.append(written.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0, **settings))
+    with written.without_memory():
+        base = written.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0, **settings)
+    assert torch.equal(found[0], base)
+    assert not torch.equal(found[1], base)
+    assert not torch.equal(found[2], base)
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba", "bloom", "gptj"])
+@torch.no_grad()
+def test_every_architecture_remembers_what_it_heard(name: str) -> None:
+    model = fill(tiny_graft(tiny_model(name)), size=3)
+    (ids,) = random_tokens(12)
+    prompt, position = torch.tensor([ids]), 5
+    with model.without_memory():
+        states = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=prompt)
+    model.cues = Cues(model.cue_queries(states)[0, position][None], torch.tensor([0.999]), torch.zeros(1, dtype=torch.int64))
+    written = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
+    slowly = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=False)
+    assert torch.equal(written, slowly)
+    assert model.opened is not None
+    assert model.opened[0, position - 1 : position + 1].tolist() == [False, True]
+    with model.without_memory():
+        base = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
+    assert not torch.equal(base, written)
