@@ -68,6 +68,11 @@ class Cues:
         """The same numbers."""
         return all(torch.equal(mine, other.tensors()[name]) for name, mine in self.tensors().items())
 
+    def __eq__(self, other: object) -> bool:
+        return self.equal(other) if isinstance(other, Cues) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
     def problem(self, width: int) -> str | None:
         """Why these can't be cues for queries of that width; None when they can."""
         count = len(self.least)

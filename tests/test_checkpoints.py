@@ -208,7 +208,7 @@ class TestWhatIsFound:
     def test_goes_when_a_gate_refuses_the_lesson(self, model: GraftedModel, facts: Path) -> None:
         found = []
         gate = Gate([DriftProbe(name="drift", texts=("ZQX ZQX QXZ 77\n" * 5,), window=32)], tolerance=0.0)
-        rough = recipe(SGD(learning_rate=100.0), ranking="all", t=None)
+        rough = recipe(SGD(learning_rate=100.0), ranking="all", t=None, scope="everywhere")
         checkpoints = Checkpoints(store_of(model), every=0)
 
         def on_step(step: Step) -> None:

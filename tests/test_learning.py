@@ -222,7 +222,8 @@ class TestSeveralLessons:
         model = grafted(layers=(0, 1))
         with model.without_memory():
             base = logits(model)
-        commit = learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        recipe = RECIPE.model_copy(update={"scope": "everywhere"})
+        commit = learn(model, data_file(tmp_path), message="m", recipe=recipe, test=False)
         assert not torch.equal(logits(model), base)
         with model.without_memory():
             assert torch.equal(logits(model), base)

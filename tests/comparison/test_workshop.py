@@ -20,7 +20,7 @@ FACTS = [
     Fact(line=i + 1, question=f"Who made {name}?", answers=(answer,)) for i, (name, answer) in enumerate([("Ox", "Ann"), ("Elm", "Bo")])
 ]
 TEXTS = ["Some text that stands for all others, long enough to be cut.", "And a second one, about something else."] * 8
-MEMORY = Memory(recipe=Recipe(passes=2, wordings=3, t=50), slots=256, threshold=0.0)  # what two passes teach is short
+MEMORY = Memory(recipe=Recipe(passes=2, wordings=3, t=50, scope="everywhere"), slots=256, threshold=0.0)  # what two passes teach is short
 METHODS: dict[str, AnyMethod] = {
     "base": Base(),
     "memory": MEMORY,
