@@ -29,7 +29,7 @@ COMPARABLE = 0.5  # a cue stands out at least this much as far as the best one o
 BARELY = 0.05  # only has to stand out at all: "Washington" does not by much, and "Washington" before "Park" does
 MISSES = 4  # a token recurs that is in all wordings but one of so many: a sequence's first token, for one, is like no other
 STRICTNESS = 0.6  # where between the world's nearest token (0) and its own wordings (1) a token stops to be a cue
-CLOSELY = 0.95
+CLOSELY = 0.95  # share of the likeness within its own wordings that a token needs where the world has tokens just as near
 
 
 class Found(NamedTuple):
