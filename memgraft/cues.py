@@ -64,6 +64,11 @@ class Cues:
         """The fields by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all numbers."""
+        return sum(tensor.nbytes for tensor in self.tensors().values())
+
     def equal(self, other: Cues) -> bool:
         """The same numbers."""
         return all(torch.equal(mine, other.tensors()[name]) for name, mine in self.tensors().items())

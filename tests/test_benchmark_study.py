@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import core_sets, pareto
+from benchmarks import core_sets, cue_rates, pareto
 from benchmarks.relations import facts_for, relations
 from benchmarks.results import results
 from benchmarks.settings import STUDIES
@@ -209,3 +209,14 @@ def test_every_setting_of_a_study_is_another_one(study: str) -> None:
 def test_an_unknown_method_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert pareto.main(["--data", str(data), "-o", str(tmp_path), "--methods", "ia3"]) == 1
     assert "no method of the study pareto is called 'ia3': expected memory, " in capsys.readouterr().err
+
+
+def test_cue_rates_say_how_often_the_memory_opens(data: Path, model: Path, tmp_path: Path) -> None:
+    output = tmp_path / "cues" / "summary.json"
+    sizes = ["--facts", "2", "4", "--questions", "3", "--text-tokens", "600", "--background-tokens", "512"]
+    assert cue_rates.main(["--data", str(data), "--model", str(model), "-o", str(output), "--cache", str(tmp_path / "cache"), *sizes]) == 0
+    rates = json.loads(output.read_text(encoding="utf-8"))["rates"]
+    assert [each["facts"] for each in rates] == [2, 4]
+    assert all(each["cues"] >= each["facts"] for each in rates)
+    assert all(0 <= value <= 1 for each in rates for name, value in each.items() if name not in ("facts", "cues"))
+    assert "| own question in lower case |" in results(tmp_path)

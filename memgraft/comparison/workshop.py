@@ -232,12 +232,13 @@ class Workshop:
                 seconds, most = time.process_time() - start, peak()
             assert self._grafted is not None
             rows = sum(len(rows) for rows in changes.values())
+            cues = 0 if grafted.cues is None else grafted.cues.nbytes
             yield Taught(
                 grafted.base,
                 seconds,
                 setup_seconds=self._grafted[2],
-                # fp32 values and an int64 slot id a row, as in a commit's file, without its header.
-                bytes=sum(rows.values.nbytes + rows.slots.nbytes for rows in changes.values()),
+                # fp32 values and an int64 slot id a row, and the cues, as in a commit's file, without its header.
+                bytes=sum(rows.values.nbytes + rows.slots.nbytes for rows in changes.values()) + cues,
                 rows=rows,
                 rows_per_fact=rows / len(lesson.batches),
                 losses=losses,

@@ -125,7 +125,8 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         "learned_f1_unseen": after[unseen.name].mean,
         "rows_per_fact": lesson.record["rows_per_batch"],
         "rows": lesson.rows,
-        "lesson_bytes": sum(rows.slots.nbytes + rows.values.nbytes for rows in lesson.changes.values()),
+        "lesson_bytes": sum(rows.slots.nbytes + rows.values.nbytes for rows in lesson.changes.values())
+        + (lesson.cues.nbytes if lesson.cues else 0),
         "common_f1_before": changes["common knowledge"].before,
         "common_f1_after": changes["common knowledge"].after,
         "text_nll_before": changes["prose"].before,
