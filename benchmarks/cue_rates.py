@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.behind_cues import opened
 from benchmarks.measurement import FACTS, TEXT, data_file, read_rows, taught_rows
 from benchmarks.selection import select_facts
 from benchmarks.splits import split_of
@@ -30,18 +31,10 @@ from memgraft.cues import Cues
 from memgraft.errors import DataError, MemgraftError
 from memgraft.examples import Fact
 from memgraft.finding import find_cues
-from memgraft.grafted import GraftedModel
-from memgraft.grafting import background_states
 from memgraft.models import demo_model_path, load_model
 from memgraft.probes.frames import choose_shots, few_shot_prompt, packaged_shots
 
 WINDOW = 256  # tokens of text read at once
-
-
-def opened(grafted: GraftedModel, cues: Cues, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(T,) bool of each sequence: at which tokens the memory is open."""
-    states = background_states(grafted, grafted.config.layers[0], sequences)
-    return [cues.open(cues.heard(grafted.cue_queries(hidden)[None]))[0] for hidden in states]
 
 
 def share(found: Sequence[Tensor]) -> float:

@@ -39,6 +39,8 @@ def results(folder: Path) -> str:
             parts += _study(json.loads(path.read_text(encoding="utf-8")))
         else:
             parts.append("Not run yet.")
+        if name == "pareto":
+            parts += _behind_cues(folder / name / "behind_cues.json")
     parts.append(_cue_rates(folder / "cues" / "summary.json"))
     parts.append(_core_sets(folder / "core-sets" / "runs.jsonl"))
     return "\n\n".join(parts) + "\n"
@@ -93,6 +95,27 @@ def _settings(settings: list[Mapping[str, Any]]) -> str:
         for each in settings
     ]
     return table(columns, rows)
+
+
+def _behind_cues(path: Path) -> Iterator[str]:
+    yield f"## Rivals behind the memory's cues\n\n`python -m benchmarks.behind_cues` → `{path.as_posix()}`"
+    if not path.exists():
+        yield "Not run yet."
+        return
+    yield (
+        "Is it only the cues that keep the memory from forgetting? Here every rival is asked only where the memory's cues open, and the "
+        "base everywhere else; its best setting by docs/protocol.md. What is left are the differences in learning, in size, and in what "
+        "can be taken back or merged."
+    )
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    for split in ("test", "tuning"):
+        if split in summary:
+            best: dict[str, Mapping[str, Any]] = {}
+            for each in summary[split]["settings"]:
+                if each["method"] not in best or each["balance"] > best[each["method"]]["balance"]:
+                    best[each["method"]] = each
+            yield f"### {split.capitalize()} split, behind cues"
+            yield _settings(list(best.values()))
 
 
 def _cue_rates(path: Path) -> str:

@@ -151,7 +151,7 @@ class Study:
     def run_task(self, task: Task) -> dict[str, Any]:
         """Teach and measure one task."""
         print(f"{task.split}, seed {task.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)
-        measured = self._run(task, self._material(task))
+        measured = self._run(task, self.material(task))
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": environment(self.device)}
 
     def _id(self, task: Task) -> str:
@@ -159,7 +159,7 @@ class Study:
 
     def _recipe(self, task: Task) -> dict[str, Any]:
         """All that shapes a run's figures."""
-        selection = self._material(task).selection.model_dump(mode="json")
+        selection = self.material(task).selection.model_dump(mode="json")
         what = {"study": self.name, "split": task.split, "seed": task.seed, "facts": task.facts}
         return {**self.identity, **_without(self.sizes, "settings"), **what, "selection": selection, "settings": settings(task.taught_as)}
 
@@ -172,7 +172,9 @@ class Study:
             return
         yield list(self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods))
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
-        yield [task for seed in range(self.sizes.test_seeds) for task in self._tasks("test", self.sizes.test_facts, seed, finalists)]
+        seeds = [self._tasks("test", self.sizes.test_facts, seed, finalists) for seed in range(self.sizes.test_seeds)]
+        # The winners with all seeds, then their neighbours: a study that is stopped has a verdict early.
+        yield [task for same in zip(*seeds, strict=True) for task in same]
 
     @staticmethod
     def _tasks(split: Split, facts: int, seed: int, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
@@ -238,7 +240,8 @@ class Study:
         kept = {name: _mean(**_part(measured)) for name, measured in values.items()}
         return {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST]), **kept}
 
-    def _material(self, task: Task) -> Material:
+    def material(self, task: Task) -> Material:
+        """The lesson and the questions of a task's facts."""
         key = (task.split, task.facts, task.seed)
         if key not in self._materials:
             selection = self._selection(task)

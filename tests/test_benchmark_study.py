@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import core_sets, cue_rates, pareto
+from benchmarks import behind_cues, core_sets, cue_rates, pareto
 from benchmarks.relations import facts_for, relations
 from benchmarks.results import results
 from benchmarks.settings import STUDIES
@@ -104,10 +104,34 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     stamp = runs.stat().st_mtime_ns
     assert pareto.main(arguments) == 0
     assert runs.stat().st_mtime_ns == stamp, "a finished study ran something again"
+    assert behind_cues.main(arguments) == 0
+    behind = json.loads((tmp_path / "pareto" / "behind_cues.json").read_text(encoding="utf-8"))
+    assert {setting["method"] for setting in behind["test"]["settings"]} == {"base", "memory", "lora"}
     page = results(tmp_path)
     assert "## Learning against forgetting" in page
+    assert "### Test split, behind cues" in page
     assert "| memory |" in page
     assert page.count("Not run yet.") == len(STUDIES) + 1  # all others, what cues open, and the core sets
+
+
+def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_elsewhere() -> None:
+    base = {
+        "scores": {
+            "learned": {"metric": "F1", "values": [0.0, 0.0]},
+            "wikitext": {"metric": "text NLL", "values": [3.0, 4.0], "weights": [9.0, 1.0]},
+        }
+    }
+    taught = {
+        "method": "lora",
+        "scores": {
+            "learned": {"metric": "F1", "values": [1.0, 0.5]},
+            "wikitext": {"metric": "text NLL", "values": [5.0, 6.0], "weights": [9.0, 1.0]},
+        },
+    }
+    run = behind_cues.behind(taught, base, {"learned": [True, False], "wikitext": [False, True]})
+    assert run["method"] == "lora"
+    assert run["scores"]["learned"]["values"] == [1.0, 0.0]
+    assert run["scores"]["wikitext"] == {"metric": "text NLL", "values": [3.0, 6.0], "weights": [9.0, 1.0]}
 
 
 def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: Path) -> None:

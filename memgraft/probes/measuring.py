@@ -105,9 +105,10 @@ def _drift_rows(probe: DriftProbe, model: PreTrainedModel, tokenizer: PreTrained
     return text_windows(tokenizer, probe.texts, window=window, max_tokens=probe.max_tokens)
 
 
-def _few_shot_prompts(
-    questions: Sequence[QuestionRow], count: int, shots: Sequence[QuestionRow] | None, context: Context | None
+def few_shot_prompts(
+    questions: Sequence[QuestionRow], count: int, shots: Sequence[QuestionRow] | None = None, context: Context | None = None
 ) -> list[str]:
+    """Each question after the first `count` shots that do not ask it, as `measure` puts it to a model."""
     pool = packaged_shots() if shots is None else shots
     return [
         few_shot_prompt(row.question, choose_shots(row.question, pool, count) if count else (), context(row.question) if context else "")
@@ -129,7 +130,7 @@ def _measure_qa(
     if probe.frame == "chat":
         prompts = [chat_prompt(tokenizer, row.question) for row in probe.questions]
     else:
-        prompts = _few_shot_prompts(probe.questions, probe.shots, shots, context)
+        prompts = few_shot_prompts(probe.questions, probe.shots, shots, context)
     predictions = generate_answers(model, tokenizer, prompts, max_new_tokens=probe.max_new_tokens)
     outcomes: tuple[dict[str, Any], ...] = tuple(
         {"prediction": prediction, "f1": f1(prediction, row.answers), "exact match": exact_match(prediction, row.answers)}
@@ -153,7 +154,7 @@ def _measure_answer_nll(
     shots: Sequence[QuestionRow] | None,
     context: Context | None,
 ) -> Scores:
-    prompts = _few_shot_prompts(probe.questions, probe.shots, shots, context)
+    prompts = few_shot_prompts(probe.questions, probe.shots, shots, context)
     values = answer_nll(model, tokenizer, prompts, [row.answers[0] for row in probe.questions])
     return Scores(
         name=probe.name,
