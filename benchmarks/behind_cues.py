@@ -22,9 +22,10 @@ from torch import Tensor
 
 from benchmarks.pareto import arguments, study_of
 from benchmarks.study import Study, Task
+from memgraft.baselines import Retrieval
 from memgraft.comparison.grid import memory
 from memgraft.comparison.measuring import AnyProbe
-from memgraft.comparison.methods import Base, Retrieval, family, method_of
+from memgraft.comparison.methods import Base, family, method_of
 from memgraft.comparison.runs import read_runs
 from memgraft.comparison.summary import BASE, MEMORY, summarise
 from memgraft.cues import Cues
