@@ -95,14 +95,14 @@ def analyse(grafted: GraftedModel, batch: TokenBatch, fact: Fact, ask: Any) -> t
     question = reads_of(grafted, prompt)
     core = core_set([*wordings, question])
     (name,) = grafted.config.tables
-    taught = grafted.rows()[name]
+    taught, cues = grafted.rows()[name], next((scoped.cues for scoped in grafted.state().scoped), None)
     f1 = {}
     try:
         for count in (*KEPT, len(core)):
-            grafted.assign_rows({name: kept_only(taught, core[:count])})
+            grafted.assign_rows({name: kept_only(taught, core[:count])}, cues)
             f1[str(count)] = ask()
     finally:
-        grafted.assign_rows({name: taught})
+        grafted.assign_rows({name: taught}, cues)
     numbers = {
         "core_slots": len(core),
         "written_core_slots": len(kept_only(taught, core)),

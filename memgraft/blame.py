@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memgraft.commits import Commit, Rows, sum_rows
+from memgraft.commits import Commit
 from memgraft.errors import DataError
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import adds_special_tokens, check_context
@@ -55,26 +54,31 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
         raise DataError(f"the {'answer' if head else 'prompt'} is empty")
     check_context(model.base, [len(head) + len(tail)], "prompt with its answer")
     ids = torch.tensor([[*head, *tail]], device=model.device)
-    lessons = [model.history.commit(id) for id in model.history.active()]
-    rows, cues = model.rows(), model.cues
+    state = model.state()
     recorder = Recorder(len(model.memories))
     with recording(model, recorder, torch.ones_like(ids, dtype=torch.bool)):
         logits = _answer_logits(model, ids, len(tail))
+    opened = dict(model.opened)
     with model.without_memory():
         base = _answer_logits(model, ids, len(tail))
     target = ids[0, -len(tail) :]
     shares = []
+    number = -1  # of the lesson among those that have a scope
     try:
-        for lesson in lessons:
-            slots, weight = _reads(model, recorder, lesson)
+        for lesson in map(model.history.commit, model.history.active()):
+            tokens = torch.ones_like(ids[0], dtype=torch.bool)
+            if lesson.cues is not None:
+                number += 1
+                tokens = opened[number][0] if number in opened else ~tokens
+            slots, weight = _reads(model, recorder, lesson, tokens)
             if slots:
-                model.assign_rows(_without(model, lessons, lesson), cues)
+                model.assign(model.remembered(model.history.without(lesson.id)))
                 others = _answer_logits(model, ids, len(tail))
                 nats = _log_probability(logits, target) - _log_probability(others, target)
                 largest = float((logits - others).abs().max())
                 shares.append(Share(lesson.id, lesson.message, slots, weight, nats, largest))
     finally:
-        model.assign_rows(rows, cues)
+        model.assign(state)
     shares.sort(key=lambda share: -abs(share.nats))
     return Blame(prompt, answer, _log_probability(logits, target) - _log_probability(base, target), tuple(shares))
 
@@ -89,21 +93,16 @@ def _log_probability(logits: Tensor, target: Tensor) -> float:
     return -float(F.cross_entropy(logits, target, reduction="sum"))
 
 
-def _reads(model: GraftedModel, recorder: Recorder, lesson: Commit) -> tuple[int, float]:
-    """How many slots of a lesson were read, and the share of all address weights that fell on them."""
+def _reads(model: GraftedModel, recorder: Recorder, lesson: Commit, tokens: Tensor) -> tuple[int, float]:
+    """How many slots of a lesson were read at these tokens (T,), and the share of all address weights that fell on them."""
     slots, weight, total = 0, 0.0, 0.0
     for name in model.config.tables:
         address, _ = recorder.of_table(model, name)
         total += float(address.weights.sum())
         if name in lesson.changes:
             written = lesson.changes[name].slots.to(address.slots.device)
-            hit = torch.isin(address.slots, written)
+            reading = tokens.to(address.slots.device).repeat(len(address.slots) // len(tokens))  # a table's layers, one after the other
+            hit = torch.isin(address.slots, written) & reading[:, None, None]
             slots += len(address.slots[hit].unique())
             weight += float(address.weights[hit].sum())
     return slots, weight / total if total else 0.0
-
-
-def _without(model: GraftedModel, lessons: Sequence[Commit], gone: Commit) -> dict[str, Rows]:
-    others = [lesson for lesson in lessons if lesson is not gone]
-    width = model.config.hidden_size
-    return {name: sum_rows([other.changes[name] for other in others if name in other.changes], width) for name in model.config.tables}

@@ -1,17 +1,18 @@
-"""Cues: what tells that a text is about a taught fact. The memory is open from there on, and closed before and elsewhere.
+"""Cues: what tells that a text is about a taught fact. A lesson is read from there on, and not before and elsewhere.
 
 A memory that is read at every token is disturbed, however little, by whatever was written to it. A fact matters only where its
 subject came up, and that can be told from the hidden states that the first memory layer reads: the states of the subject's own
-tokens recur in all wordings of the fact, and hardly anywhere else (`memgraft.finding`). While the memory is closed the model is the
-base model, bit for bit. Edits with a scope: SERAC (Mitchell et al. 2022, arXiv 2206.06520), GRACE (Hartvigsen et al. 2023, arXiv
-2211.11031). Here a scope is a handful of key vectors a fact, and lasts from where they were heard to the end of the sequence.
+tokens recur in all wordings of the fact, and hardly anywhere else (`memgraft.finding`). A lesson is read where one of its own facts
+came up. Where none did, the model is the base model, bit for bit. Edits with a scope: SERAC (Mitchell et al. 2022, arXiv
+2206.06520), GRACE (Hartvigsen et al. 2023, arXiv 2211.11031). Here a scope is a handful of key vectors a fact, and lasts from where
+they were heard to the end of the sequence.
 
-Shape suffixes: B sequences, T tokens, C cues, A of them, P query width, M cues kept a token.
+Shape suffixes: B sequences, T tokens, C cues, A of them, P query width, M cues kept a token, F facts of which something was heard.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
 KEPT = 4  # cues that one token can be at the same time
+NEVER = 2.0  # a cosine that no token reaches
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +104,10 @@ class Cues:
 
     def open(self, heard_BTM: Tensor) -> Tensor:
         """(B, T) bool: from the token on by which enough cues of one fact were heard, close to each other."""
+        return self.open_facts(heard_BTM)[1].any(-1)
+
+    def open_facts(self, heard_BTM: Tensor) -> tuple[Tensor, Tensor]:
+        """The facts (F,) of which any cue was heard, and from which token on each is open, (B, T, F) bool."""
         batch, tokens, _ = heard_BTM.shape
         there = heard_BTM[heard_BTM >= 0].unique()  # (A,), those of the cues that were heard at all
         is_cue = (heard_BTM[..., None] == there).any(2)  # (B, T, A)
@@ -110,4 +116,38 @@ class Cues:
         facts, fact = self.facts[there].unique(return_inverse=True)
         heard = torch.zeros(batch, tokens, len(facts), device=heard_BTM.device).index_add_(2, fact, lately.float())
         enough = ENOUGH * torch.bincount(self.facts)[facts]
-        return (heard >= enough - 1e-3).any(-1).cumsum(1) > 0
+        return facts, (heard >= enough - 1e-3).cumsum(1) > 0
+
+    def meets(self, other: Cues) -> bool:
+        """Whether texts about a fact of one open the other, as far as the facts' own cues tell."""
+        return self._opened_by(other) or other._opened_by(self)
+
+    def _opened_by(self, other: Cues) -> bool:
+        return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in range(other.fact_count))
+
+    def without(self, facts: Iterable[int]) -> Cues:
+        """The same, but nothing opens these facts any more."""
+        closed = torch.isin(self.facts, torch.tensor(sorted(facts), dtype=torch.int64, device=self.facts.device))
+        return Cues(self.keys, self.least.masked_fill(closed, NEVER), self.facts)
+
+
+class Scopes:
+    """The cues of several lessons together, each of which is open where one of its own facts is."""
+
+    def __init__(self, lessons: Sequence[Cues], width: int) -> None:
+        self.cues = Cues.joined(lessons, width)
+        counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
+        self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
+
+    def to(self, device: torch.device) -> Scopes:
+        """The same on a device."""
+        if self.cues.keys.device != device:
+            self.cues, self._lesson = self.cues.to(device), self._lesson.to(device)
+        return self
+
+    def open(self, heard_BTM: Tensor) -> dict[int, Tensor]:
+        """For each lesson that is open anywhere: from which tokens on, (B, T) bool."""
+        facts, open_BTF = self.cues.open_facts(heard_BTM)
+        lessons = self._lesson[facts]
+        found = {lesson: open_BTF[..., lessons == lesson].any(-1) for lesson in lessons.unique().tolist()}
+        return {lesson: tokens for lesson, tokens in found.items() if bool(tokens.any())}

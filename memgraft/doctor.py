@@ -88,10 +88,14 @@ def examine(store: MemoryStore) -> dict[str, Any]:
         "faults": faults,
     }
     if not faults:
+        from memgraft.commits import union_slots
         from memgraft.persistence import stored_usage
 
-        usage, state = stored_usage(store), store.state()
-        facts["tables"] = {name: table_health(usage[name], state[name].slots, spec.memory.slots) for name in spec.memory.tables}
+        usage, written = stored_usage(store), [store.slots(id) for id in store.active()]
+        facts["tables"] = {
+            name: table_health(usage[name], union_slots(slots[name] for slots in written if name in slots), spec.memory.slots)
+            for name in spec.memory.tables
+        }
         facts["usage_age"] = usage_age(spec.memory, len(store.active()))
     return facts
 

@@ -7,8 +7,9 @@ enter the block and adds to them. With an empty memory it adds exact zeros, so l
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,22 +24,40 @@ if TYPE_CHECKING:
 
 from memgraft.background import Background
 from memgraft.blocks import find_blocks, hidden_size, hidden_states_of, with_hidden_states
-from memgraft.commits import Commit, Rows
+from memgraft.commits import Commit, Rows, sum_rows
 from memgraft.config import MemoryConfig
-from memgraft.cues import Cues
+from memgraft.cues import Cues, Scopes
 from memgraft.errors import GraftError
 from memgraft.hearing import cache_among, heard_so_far
 from memgraft.history import History
-from memgraft.memory import MemoryLayer, ValueTable
+from memgraft.memory import MemoryLayer, Tables, ValueTable
 from memgraft.store import RevertReport
 from memgraft.usage import Usage
+
+
+class Scoped(nn.Module):
+    """The rows of a lesson that is read where one of its own facts came up."""
+
+    def __init__(self, tables: Tables, cues: Cues) -> None:
+        super().__init__()
+        self.tables = tables
+        self.cues = cues
+
+
+@dataclass(frozen=True)
+class State:
+    """What the memory of a model holds at a time."""
+
+    rows: Mapping[str, Rows]  # that every text reads, by table
+    scoped: tuple[Scoped, ...]  # shared with the model: they don't change once they are taught
 
 
 class GraftedModel(nn.Module):
     """A causal language model with memory layers in front of some of its blocks.
 
-    `forward` and `generate` are the base model's. `tables` maps a value table's name to the table, `memories` holds a layer
-    for each of `config.layers`, `usage` the background statistics of each table.
+    `forward` and `generate` are the base model's. `tables` holds the rows that every text reads, `scoped` the lessons that are read
+    only where their own facts came up, `memories` a layer for each of `config.layers`, `usage` the background statistics of each
+    table.
     """
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: MemoryConfig) -> None:
@@ -53,50 +72,50 @@ class GraftedModel(nn.Module):
             )
         if config.hidden_size != hidden_size(base):
             raise GraftError(f"the memory is {config.hidden_size} wide, {type(base).__name__} is {hidden_size(base)}")
-        self.tables = nn.ModuleDict({name: ValueTable(Rows.empty(config.hidden_size)) for name in config.tables})
+        self.tables = Tables(config.tables, config.hidden_size)
         self.memories = nn.ModuleList(MemoryLayer(config, self.table(config.table_of(i))) for i in range(len(config.layers)))
+        self.scoped = nn.ModuleList()
         self.usage: dict[str, Usage] = {name: Usage.empty() for name in config.tables}
         self.background: Background | None = None
         self.background_reads: dict[str, BackgroundReads] | None = None  # made when first needed, see `memgraft.covariance`
         self.world_queries: Tensor | None = None  # made when first needed, see `memgraft.finding`
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
-        self.cues: Cues | None = None  # None: the memory is open to every text
-        self.opened: Tensor | None = None  # (B, T) bool of the last pass; None: everything
+        self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens the last pass read it
+        self._scopes = Scopes((), config.query_dim)
         self._enabled = True
         self._handles = [
             # Not a closure: a deep copy of this model must read its own memory.
-            self.blocks[layer].register_forward_pre_hook(functools.partial(self._add_memory, memory), with_kwargs=True)
-            for layer, memory in zip(config.layers, self.memories, strict=True)
+            self.blocks[layer].register_forward_pre_hook(functools.partial(self._add_memory, index), with_kwargs=True)
+            for index, layer in enumerate(config.layers)
         ]
         for layer, memory in zip(config.layers, self.memories, strict=True):
             memory.to(next(self.blocks[layer].parameters()).device)
 
     def _add_memory(
-        self, memory: nn.Module, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self._enabled:
             return None
-        hidden_states = hidden_states_of(args, kwargs)
-        if memory is self.memories[0]:  # what is open after a cue is open in all layers
+        memory, hidden_states = self.layer(index), hidden_states_of(args, kwargs)
+        if index == 0:  # what is open after a cue is open in all layers
             self.opened = self._listen(hidden_states, cache_among(args, kwargs))
-        if self.opened is None:
-            return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states))
-        if not bool(self.opened.any()) and self.layer(0).on_read is None:
+        if not self.opened and not len(memory.table.slots) and memory.on_read is None:
             return None
-        # In full: nothing stray is read where only what belongs to a fact reads.
-        added = memory(hidden_states, threshold=0.0) * self.opened[..., None].to(hidden_states.device)
-        return with_hidden_states(args, kwargs, hidden_states + added)
+        name = self.config.table_of(index)
+        read = [(self.scope(number).tables.table(name), tokens.to(hidden_states.device)) for number, tokens in self.opened.items()]
+        return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states, read))
 
     @torch.no_grad()
-    def _listen(self, hidden_states: Tensor, cache: Cache | None) -> Tensor | None:
-        """At which tokens (B, T) the memory is open; None for all."""
-        if self.cues is None:
-            return None
-        if self.cues.keys.device != hidden_states.device:  # the model was moved
-            self.cues = self.cues.to(hidden_states.device)
-        heard = self.cues.heard(self.cue_queries(hidden_states))
-        return self.cues.open(heard_so_far(cache, len(self.blocks), heard))[:, -hidden_states.shape[1] :]
+    def _listen(self, hidden_states: Tensor, cache: Cache | None) -> dict[int, Tensor]:
+        """Of the lessons that have a scope, those that are open, and at which tokens (B, T)."""
+        if not len(self.scoped):
+            return {}
+        scopes = self._scopes.to(hidden_states.device)
+        heard = heard_so_far(cache, len(self.blocks), scopes.cues.heard(self.cue_queries(hidden_states)))
+        tokens = hidden_states.shape[1]
+        opened = {number: open_BT[:, -tokens:] for number, open_BT in scopes.open(heard).items()}
+        return {number: open_BT for number, open_BT in opened.items() if bool(open_BT.any())}
 
     def cue_queries(self, hidden_states: Tensor) -> Tensor:
         """(…, P) fp32 of unit length: what cues are compared with, of hidden states (…, D) that enter the first memory layer."""
@@ -104,10 +123,14 @@ class GraftedModel(nn.Module):
         return F.normalize(queries, dim=-1).view(*hidden_states.shape[:-1], -1)
 
     def table(self, name: str) -> ValueTable:
-        """A value table by name."""
-        table = self.tables[name]
-        assert isinstance(table, ValueTable)
-        return table
+        """The value table of that name that every text reads."""
+        return self.tables.table(name)
+
+    def scope(self, number: int) -> Scoped:
+        """A lesson that has a scope, by its number."""
+        scoped = self.scoped[number]
+        assert isinstance(scoped, Scoped)
+        return scoped
 
     def layer(self, index: int) -> MemoryLayer:
         """The index-th memory layer."""
@@ -120,18 +143,42 @@ class GraftedModel(nn.Module):
         return self.base.device
 
     def rows(self) -> dict[str, Rows]:
-        """A copy of all written rows, by table."""
-        return {name: self.table(name).rows for name in self.config.tables}
+        """A copy of all written rows, by table; those that several lessons wrote are added."""
+        parts = [self.tables.rows(), *(self.scope(number).tables.rows() for number in range(len(self.scoped)))]
+        return {name: sum_rows((part[name] for part in parts), self.config.hidden_size) for name in self.config.tables}
 
-    def assign_rows(self, rows: dict[str, Rows], cues: Cues | None = None) -> None:
-        """Make these the written rows; tables that are not named become empty.
+    def assign_rows(self, rows: Mapping[str, Rows], cues: Cues | None = None) -> None:
+        """Make these all that is written; tables that are not named become empty.
 
         Args:
-            cues: what the memory is open after; None: it is open to every text.
+            cues: after which the rows are read; None: every text reads them.
         """
-        self.cues = None if cues is None else cues.to(self.layer(0).query_mean.device)
+        self.assign(State(rows, ()) if cues is None else State({}, (self._scoped(rows, cues),)))
+
+    def state(self) -> State:
+        """What the memory holds, for `assign`."""
+        return State(self.tables.rows(), tuple(self.scope(number) for number in range(len(self.scoped))))
+
+    def assign(self, state: State) -> None:
+        """Make this what the memory holds."""
+        self.tables.assign(state.rows)
+        self._assign_scoped(state.scoped)
+
+    def add_scope(self, cues: Cues) -> int:
+        """The number of a new lesson without rows, which is read after these cues."""
+        self._assign_scoped([*self.state().scoped, self._scoped({}, cues)])
+        return len(self.scoped) - 1
+
+    def _scoped(self, rows: Mapping[str, Rows], cues: Cues) -> Scoped:
+        tables = Tables(self.config.tables, self.config.hidden_size)
         for name in self.config.tables:
-            self.table(name).assign(rows.get(name, Rows.empty(self.config.hidden_size)))
+            tables.table(name).to(self.table(name).values.device)
+        tables.assign(rows)
+        return Scoped(tables, cues)
+
+    def _assign_scoped(self, scoped: Iterable[Scoped]) -> None:
+        self.scoped = nn.ModuleList(scoped)
+        self._scopes = Scopes([self.scope(number).cues for number in range(len(self.scoped))], self.config.query_dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.base(*args, **kwargs)
@@ -175,9 +222,18 @@ class GraftedModel(nn.Module):
         self.recall()
         return report
 
-    def recall(self) -> None:
-        """Make the memory what the history's active lessons add up to."""
-        self.assign_rows(self.history.state(self.config.tables, self.config.hidden_size), self.history.cues(self.config.query_dim))
+    def recall(self, superseded: Iterable[str] = ()) -> None:
+        """Make the memory what the history's active lessons add up to.
+
+        Args:
+            superseded: ids of facts that open nothing, as if an active lesson had superseded them.
+        """
+        self.assign(self.remembered(self.history, superseded))
+
+    def remembered(self, history: History, superseded: Iterable[str] = ()) -> State:
+        """What the active lessons of a history add up to."""
+        scoped = tuple(self._scoped(changes, cues) for changes, cues in history.scoped(superseded))
+        return State(history.state(self.config.tables, self.config.hidden_size), scoped)
 
     def save(self, path: str | Path) -> None:
         """Write the memory to a store: new lessons and reverts into its own store, everything into a new one."""

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from memgraft.commits import Commit, DataFile, Rows, sum_rows
 from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
-from memgraft.store.lessons import overlap_of
+from memgraft.store.lessons import Content, overlap_of
+
+
+def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
+    """Id of each fact of a lesson → id of the one that it superseded. A record may come from elsewhere: what is no id is left out."""
+    taught = record.get("taught")
+    if not isinstance(taught, dict):
+        return {}
+    return {id: superseded if isinstance(superseded, str) else None for id, superseded in taught.items()}
 
 
 class History:
@@ -78,32 +86,71 @@ class History:
         return RevertReport(commit.id, commit.rows, overlaps)
 
     def overlaps(self, commit: Commit, others: Sequence[str]) -> tuple[Overlap, ...]:
-        """Which of the other active lessons wrote to slots of this one."""
+        """Which of the other active lessons wrote to slots of this one and are read by the same texts."""
         found = []
         for id in others:
             other = self.commit(id)
-            overlap = overlap_of(id, other.message, commit.changes, {name: rows.slots for name, rows in other.changes.items()})
+            slots = {name: rows.slots for name, rows in other.changes.items()}
+            overlap = overlap_of(id, other.message, Content(commit.changes, commit.cues), slots, other.cues)
             if overlap is not None:
                 found.append(overlap)
         return tuple(found)
 
     def state(self, tables: Sequence[str], width: int) -> dict[str, Rows]:
-        """Per value table the fp32 sum of the active lessons' changes, in order."""
+        """Per value table the fp32 sum, in order, of the changes of the active lessons that every text reads."""
         if self.store is not None and self.saved and self.store.active() == self.active():
             return self.store.state()
-        commits = [self.commit(id) for id in self._active]
-        return {name: sum_rows((c.changes[name] for c in commits if name in c.changes), width) for name in tables}
+        everywhere = [changes for changes, cues in map(self._content, self._active) if cues is None]
+        return {name: sum_rows((changes[name] for changes in everywhere if name in changes), width) for name in tables}
 
-    def cues(self, width: int) -> Cues | None:
-        """The cues of the active lessons, in order; None where one of them has none, so that every text opens the memory."""
-        found: list[Cues] = []
-        for id, commit in self._active.items():
-            assert commit is not None or self.store is not None
-            cues = commit.cues if commit is not None else self.store.cues(id)  # type: ignore[union-attr]
-            if cues is None:
-                return None
-            found.append(cues)
-        return Cues.joined(found, width)
+    def scoped(self, superseded: Iterable[str] = ()) -> Iterator[tuple[Mapping[str, Rows], Cues]]:
+        """The changes of the active lessons that have cues, and the cues, in order, one lesson at a time.
+
+        Facts that a later lesson superseded open nothing any more: the old answer is not read beside the new one.
+
+        Args:
+            superseded: ids of facts that are superseded as well.
+        """
+        later, closed = set(superseded), dict[str, set[int]]()
+        records = {id: self._record(id) for id in self._active}
+        for id in reversed(records):
+            ids = records[id].get("ids")
+            closed[id] = {number for number, fact in enumerate(ids) if fact in later} if isinstance(ids, list) else set()
+            later.update(superseded for superseded in facts_taught(records[id]).values() if superseded is not None)
+        for id in self._active:
+            if self.cues(id) is not None:
+                changes, cues = self._content(id)
+                assert cues is not None
+                yield changes, cues.without(closed[id]) if closed[id] else cues
+
+    def cues(self, id: str) -> Cues | None:
+        """The cues of an active lesson, by its full id; None where every text reads it."""
+        known = self._active[id]
+        if known is not None:
+            return known.cues
+        assert self.store is not None
+        return self.store.cues(id)
+
+    def without(self, id: str) -> History:
+        """This history as if a lesson, given by its full id, had been taken back."""
+        other = self.copy()
+        other._pending.append(("revert", self.commit(id)))
+        del other._active[id]
+        return other
+
+    def _content(self, id: str) -> tuple[Mapping[str, Rows], Cues | None]:
+        known = self._active[id]
+        if known is not None:
+            return known.changes, known.cues
+        assert self.store is not None
+        return self.store.changes(id), self.store.cues(id)
+
+    def _record(self, id: str) -> Mapping[str, Any]:
+        known = self._active[id]
+        if known is not None:
+            return known.record
+        assert self.store is not None
+        return self.store.record(id)
 
     def current(self) -> bool:
         """Whether the active lessons of the store are still those that were loaded, or saved last."""

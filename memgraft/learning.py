@@ -20,6 +20,7 @@ from memgraft.errors import DataError, MemgraftError, StoreError, TeachingError
 from memgraft.examples import Example, Fact, Text
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
+from memgraft.history import facts_taught
 from memgraft.probes import QAProbe, QuestionRow, measure
 from memgraft.probes.language_model import context_length
 from memgraft.probes.scores import Scores
@@ -106,19 +107,12 @@ class Earlier:
 
 
 def earlier_lessons(model: GraftedModel) -> list[Earlier]:
-    """The active lessons, without their values, one at a time in memory."""
+    """The active lessons that every text reads, without their values, one at a time in memory."""
+    everywhere = (id for id in model.history.active() if model.history.cues(id) is None)
     return [
-        Earlier(facts_taught(commit), {name: rows.slots for name, rows in commit.changes.items()})
-        for commit in map(model.history.commit, model.history.active())
+        Earlier(facts_taught(commit.record), {name: rows.slots for name, rows in commit.changes.items()})
+        for commit in map(model.history.commit, everywhere)
     ]
-
-
-def facts_taught(commit: Commit) -> dict[str, str | None]:
-    """Id of each fact of a lesson → id of the one that it replaced. What else a record says, which may come from elsewhere, is left out."""
-    taught = commit.record.get("taught")
-    if not isinstance(taught, dict):
-        return {}
-    return {id: replaced if isinstance(replaced, str) else None for id, replaced in taught.items()}
 
 
 def effective_usage(model: GraftedModel, superseded: str | None = None, lessons: Sequence[Earlier] | None = None) -> dict[str, Usage]:
@@ -189,13 +183,17 @@ def learn(
             before = measure(probe, model.base, model.tokenizer)
     if gate:
         gate.measure_before(model)
-    rows_before, cues_before = model.rows(), model.cues
+    state_before = model.state()
     try:
+        superseded = {batch.supersedes for batch in batches if batch.supersedes is not None}
+        if superseded:
+            model.recall(superseded)
         start = time.perf_counter()
         lesson = teach(model, batches, recipe, usages_of(model, batches), keeper=keeper, on_step=on_step)
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper else 0.0)
         after = measure(probe, model.base, model.tokenizer) if probe else None
-        unrecorded = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256)
+        cues = lesson.cues and lesson.cues.cues
+        unrecorded = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256, cues=cues)
         overlaps = model.history.overlaps(unrecorded, model.history.active())
         record: dict[str, Any] = {
             **measurements(lesson, batches, seconds),
@@ -204,15 +202,16 @@ def learn(
         }
         if lesson.cues is not None:
             record["cues"] = [[model.tokenizer.decode([token]) for token in tokens] for tokens in lesson.cues.tokens]
+            record["ids"] = [example.id for example in examples.examples]
         if before and after:
             record["facts"] = asked(examples.examples, before, after)
             record["learned"] = sum(fact["learned"] for fact in record["facts"])
         if gate:
             record["gate"] = gate.check(model)
-        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, lesson.cues and lesson.cues.cues)
+        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, cues)
         model.history.learn(commit)
     except BaseException as error:
-        model.assign_rows(rows_before, cues_before)
+        model.assign(state_before)
         if keeper and isinstance(error, TeachingError):  # it would end in the same way again
             with suppress(StoreError):  # a checkpoint that can't be removed is not what the lesson failed of
                 keeper.remove()

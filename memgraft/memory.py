@@ -10,7 +10,7 @@ the base model's dtype.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -138,11 +138,35 @@ class ValueTable(nn.Module):
         )
 
 
-class MemoryLayer(nn.Module):
-    """One memory layer: x ↦ scale · soft_threshold(Σ_heads Σ_k weight · V[slot]), optionally gated; added to x by the graft.
+class Tables(nn.ModuleDict):
+    """Value tables by name."""
 
-    With zero rows its output is exactly zero. `on_read` is called with (address, y), y (T, V) being the read before
-    threshold, scale and gate, on every pass; teaching listens there, and sets `threshold` to 0 meanwhile.
+    def __init__(self, names: Iterable[str], width: int) -> None:
+        super().__init__({name: ValueTable(Rows.empty(width)) for name in names})
+        self.width = width
+
+    def table(self, name: str) -> ValueTable:
+        """A value table by name."""
+        table = self[name]
+        assert isinstance(table, ValueTable)
+        return table
+
+    def rows(self) -> dict[str, Rows]:
+        """A copy of all written rows, by table."""
+        return {name: self.table(name).rows for name in self}
+
+    def assign(self, rows: Mapping[str, Rows]) -> None:
+        """Make these the written rows; tables that are not named become empty."""
+        for name in self:
+            self.table(name).assign(rows.get(name, Rows.empty(self.width)))
+
+
+class MemoryLayer(nn.Module):
+    """One memory layer: x ↦ scale · y, optionally gated; added to x by the graft. y = Σ_heads Σ_k weight · V[slot].
+
+    Of its own table, open to every text, y is soft-thresholded; tables of lessons that are open for some tokens only are read in full
+    there. With zero rows the output is exactly zero. `on_read` is called with (address, y), y (T, V) being the sum of all reads before
+    scale and gate, on every pass; teaching listens there, and sets `threshold` to 0 meanwhile.
     """
 
     query_mean: Tensor
@@ -181,20 +205,22 @@ class MemoryLayer(nn.Module):
         weights = (scores * self.config.softmax_scale).softmax(-1) * self.config.heads**-0.5
         return Address(slots, weights)
 
-    def forward(self, x: Tensor, threshold: float | None = None) -> Tensor:
+    def forward(self, x: Tensor, scoped: Sequence[tuple[ValueTable, Tensor]] = ()) -> Tensor:
         """What the memory adds to hidden states x (…, D), in x's dtype.
 
         Args:
-            threshold: instead of the layer's own.
+            scoped: tables beside its own, each with the tokens (…) that read it.
         """
         x_TD = x.reshape(-1, x.shape[-1])
         address = self.address(x_TD)
-        y_TV = self.table.read(address)
+        y_TV = soft_threshold(self.table.read(address), self.threshold)
+        for table, tokens in scoped:
+            y_TV = y_TV + table.read(address) * tokens.reshape(-1, 1)
         if self.on_read is not None:
             if torch.is_grad_enabled() and not y_TV.requires_grad:
                 y_TV.requires_grad_(True)
             self.on_read(address, y_TV)
-        out = soft_threshold(y_TV, self.threshold if threshold is None else threshold) * self.scale
+        out = y_TV * self.scale
         if self.config.gate == "swilu":
             out = (out * F.silu(x_TD.float() @ self.gate_in)) @ self.gate_out
         return out.to(x.dtype).view_as(x)

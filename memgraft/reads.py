@@ -57,19 +57,25 @@ def _concatenated(addresses: Sequence[Address]) -> Address:
 
 
 @contextmanager
-def recording(model: GraftedModel, recorder: Recorder, mask: Tensor, context: Tensor | None = None) -> Iterator[None]:
+def recording(
+    model: GraftedModel, recorder: Recorder, mask: Tensor, context: Tensor | None = None, scope: int | None = None
+) -> Iterator[None]:
     """Within, one pass (and its backward pass) is recorded.
 
     Args:
         mask: (B, T) bool, which tokens count: not padding, nor context that only leads up to what is taught.
         context: (B, T) bool, that context, of which only the addresses are kept; none by default.
+        scope: number of the lesson whose reads are wanted, and so only the tokens at which it is open; None: all tokens.
     """
     kept = mask.flatten()
     leading = torch.zeros_like(kept) if context is None else context.flatten()
     recorded: set[int] = set()
 
     def opened(tokens: Tensor) -> Tensor:
-        return tokens if model.opened is None else tokens & model.opened.flatten()
+        if scope is None:
+            return tokens
+        open_BT = model.opened.get(scope)
+        return torch.zeros_like(tokens) if open_BT is None else tokens & open_BT.flatten()
 
     def listen(layer: int, address: Address, y_TV: Tensor) -> None:
         if layer not in recorded:

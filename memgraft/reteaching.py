@@ -138,12 +138,12 @@ def _recipe(lesson: Commit) -> Recipe:
 
 @contextmanager
 def _all_or_nothing(model: GraftedModel) -> Iterator[None]:
-    """Puts history and rows back when something stops what runs within."""
-    history, rows, cues = model.history, model.rows(), model.cues
+    """Puts history and memory back when something stops what runs within."""
+    history, state = model.history, model.state()
     undo = history.copy()
     try:
         yield
     except BaseException:
         model.history = undo
-        model.assign_rows(rows, cues)
+        model.assign(state)
         raise

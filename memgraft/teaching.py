@@ -22,11 +22,11 @@ from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows, sum_rows
 from memgraft.config import Config
 from memgraft.covariance import BackgroundReads, background_reads
-from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
 from memgraft.finding import Found, find_cues
 from memgraft.grafted import GraftedModel
+from memgraft.memory import Tables
 from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
 from memgraft.reads import Recorder, recording
@@ -55,7 +55,7 @@ class Recipe(Config):
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
     scope: Literal["cues", "everywhere"] = Field(
-        "cues", description="where the memory is open for the lesson: after the cues of its facts, where each has some, or everywhere"
+        "cues", description="where the lesson is read: after the cues of its facts, where each has some, or everywhere"
     )
     seed: int = Field(0, description="order of batches, wordings and the random ranking")
 
@@ -67,7 +67,7 @@ class Lesson:
     changes: dict[str, Rows]  # table → what was added to its rows
     losses: list[list[float]]  # pass → loss of each batch, in data order; NaN where it was skipped
     batch_slots: dict[str, list[Tensor]] = field(default_factory=dict)  # table → for each batch, the slots it wrote
-    cues: Found | None = None  # what the memory is open after; None: it is open to every text
+    cues: Found | None = None  # after which its rows are read; None: every text reads them
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,14 @@ def micro_batches(batch: TokenBatch, limit: int) -> list[Tensor]:
     return [torch.tensor(part) for part in parts]
 
 
-def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Recipe, prefix: FrozenPrefix | None) -> tuple[float, Recorder]:
-    """Mean loss over the batch's target tokens and the recorded reads with its gradient, micro-batches accumulated."""
+def read_gradients(
+    model: GraftedModel, batch: TokenBatch, key: int, recipe: Recipe, prefix: FrozenPrefix | None, scope: int | None = None
+) -> tuple[float, Recorder]:
+    """Mean loss over the batch's target tokens and the recorded reads with its gradient, micro-batches accumulated.
+
+    Args:
+        scope: number of the lesson whose reads are recorded; None: those of the rows that every text reads.
+    """
     recorder = Recorder(len(model.memories))
     total = int(batch.targets.sum())
     loss_sum = 0.0
@@ -165,7 +171,7 @@ def read_gradients(model: GraftedModel, batch: TokenBatch, key: int, recipe: Rec
             if prefix is not None:
                 hidden = prefix.hidden_states((key, number), ids, mask)
                 stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))
-            stack.enter_context(recording(model, recorder, writable, mask & ~writable))
+            stack.enter_context(recording(model, recorder, writable, mask & ~writable, scope))
             logits = target_logits(model, targets, input_ids=ids, attention_mask=mask)
             loss = F.cross_entropy(logits.float(), ids[targets], reduction="sum") / total
             loss.backward()
@@ -182,10 +188,12 @@ def write(
     seed: int,
     kept: Mapping[str, Tensor] | None = None,
     reads: Mapping[str, BackgroundReads] | None = None,
+    tables: Tables | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer step: choose slots per table, of those in `kept` where given, and change their rows. Returns the slots written.
 
-    The background's covariance is that of `reads`, or where there are none its diagonal, the load of each slot.
+    The rows are those of `tables`, or where there are none those that every text reads. Only the background reads the latter as well:
+    its covariance is that of `reads`, or where there are none its diagonal, the load of each slot.
 
     A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score.
     """
@@ -199,16 +207,14 @@ def write(
         if kept is not None:
             scores[~torch.isin(slots, kept[name])] = 0
         chosen = choose(slots, scores, recipe.t)
-        covariance = usage[name].load_of(chosen, model.config.slots)
-        if model.cues is not None:  # the background reads nothing of a closed memory; earlier lessons, which count as read throughout, do
-            covariance *= usage[name].document_frequency_of(chosen) >= usage[name].batches
+        covariance = torch.zeros(len(chosen)) if tables is not None else usage[name].load_of(chosen, model.config.slots)
         if reads and len(chosen):
             covariance = _raised(reads[name].covariance_of(chosen), covariance)
         on_device = chosen.to(gradient.device)
         matrix = address_matrix(address, on_device)
         context = address_matrix(recorder.context_of(model, name), on_device)
         change = row_changes(recipe.writer, matrix, gradient, chosen, covariance.to(gradient.device), moments[name], context)
-        table = model.table(name)
+        table = (tables or model.tables).table(name)
         rows = table.allocate(on_device)
         values = table.values[rows] + change
         if not bool(torch.isfinite(values).all()):
@@ -237,11 +243,11 @@ def teach(
 
     Args:
         usage: per table, what the ranking and the writer take as used, for all batches or for each; the model's background usage by
-            default.
+            default. A lesson with cues takes the background's alone.
         keeper: saves the lesson's progress, and where it finds one goes on from there; the outcome has the same bits.
 
-    On return the tables hold the taught rows. If anything stops the lesson (Ctrl-C, a loss that is not finite), they hold
-    what they held before it.
+    On return the memory holds the taught rows, those of a lesson with cues in a scope of its own. If anything stops the lesson (Ctrl-C,
+    a loss that is not finite), it holds what it held before.
 
     Raises:
         TeachingError: no batches, a loss or gradient that is not finite, or a lesson that would write no row.
@@ -254,25 +260,19 @@ def teach(
         raise TeachingError(
             "the ranking tfidf would choose no slot: the memory's background usage is empty; graft with a background, or use the ranking tf"
         )
-    before, cues_before = model.rows(), model.cues
+    before = model.state()
     try:
         with frozen(model), model.without_threshold():
             cues = find_cues(model, batches) if recipe.scope == "cues" else None
-            model.cues = _together(model, before, cues and cues.cues)
+            scope = None if cues is None else model.add_scope(cues.cues)
+            if scope is not None:
+                usages = [model.usage] * len(batches)  # the slots of earlier lessons are no matter: nobody else reads these rows
             with torch.enable_grad():
-                lesson = _teach(model, batches, recipe, usages, before, keeper, on_step)
+                lesson = _teach(model, batches, recipe, usages, scope, keeper, on_step)
             return replace(lesson, cues=cues)
     except BaseException:
-        model.assign_rows(before, cues_before)
+        model.assign(before)
         raise
-
-
-def _together(model: GraftedModel, before: Mapping[str, Rows], new: Cues | None) -> Cues | None:
-    """The cues of the memory as it was and those of a lesson."""
-    if new is None or (model.cues is None and any(len(rows) for rows in before.values())):
-        return None
-    old = [] if model.cues is None else [model.cues]
-    return Cues.joined([*old, new.to(model.device)], model.config.query_dim)
 
 
 def _teach(
@@ -280,20 +280,23 @@ def _teach(
     batches: Sequence[TokenBatch],
     recipe: Recipe,
     usages: Sequence[Mapping[str, Usage]],
-    before: dict[str, Rows],
+    scope: int | None,
     keeper: Keeper | None,
     on_step: Callable[[Step], None] | None,
 ) -> Lesson:
+    own = None if scope is None else model.scope(scope).tables
+    tables = own or model.tables
+    before = tables.rows()
     generator = torch.Generator().manual_seed(recipe.seed)
     first = model.config.layers[0]
     taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
     budget = recipe.cache_bytes if taught_again else 0
     spares = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
-    reads = background_reads(model) if spares and model.cues is None else {}
+    reads = background_reads(model) if spares and scope is None else {}
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
     progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
     if progress.rows is not None:
-        model.assign_rows(progress.rows, model.cues)
+        tables.assign(progress.rows)
     settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
     pruned_from = max(1, settled_from - recipe.pruning + 1)
     for turn in range(progress.turn, recipe.passes):
@@ -301,22 +304,22 @@ def _teach(
         if recipe.rows is not None and turn >= pruned_from:
             since = min(turn, settled_from)  # what was taken back may have raised the losses of before
             if turn <= settled_from and not (progress.turn == turn and progress.place):
-                keep_largest(model, before, pruned_to(model, before, recipe.rows * len(batches), settled_from - turn + 1))
-            kept = {name: difference(rows, before[name]).slots for name, rows in model.rows().items()}
+                keep_largest(tables, before, pruned_to(tables, before, recipe.rows * len(batches), settled_from - turn + 1))
+            kept = {name: difference(rows, before[name]).slots for name, rows in tables.rows().items()}
         for index in progress.begin(turn, generator, len(batches)):
             progress.place += 1
             if recipe.until_loss is not None and progress.last_loss(index, since) <= recipe.until_loss:
                 continue
             batch = batches[index].round(turn)
             key = index + len(batches) * (turn % len(batches[index].rounds))
-            loss, recorder = read_gradients(model, batch, key, recipe, prefix)
+            loss, recorder = read_gradients(model, batch, key, recipe, prefix, scope)
             check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
             progress.add_loss(index, loss)
             seed = recipe.seed + index
-            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, seed, kept, reads).items():
+            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, seed, kept, reads, own).items():
                 progress.batch_slots[name][index] = torch.cat([progress.batch_slots[name][index], slots]).unique()
             if keeper:
-                keeper.keep(progress, model.rows)
+                keeper.keep(progress, tables.rows)
             if on_step:
                 on_step(Step(batch.name, turn * len(batches) + progress.place, recipe.passes * len(batches), loss))
         settles_later = turn < settled_from < recipe.passes
@@ -324,8 +327,8 @@ def _teach(
         if recipe.until_loss is not None and not settles_later and highest <= recipe.until_loss:
             break
     if recipe.rows is not None:
-        keep_largest(model, before, recipe.rows * len(batches))
-    changes = {name: rounded(difference(rows, before[name]), recipe.row_dtype) for name, rows in model.rows().items()}
+        keep_largest(tables, before, recipe.rows * len(batches))
+    changes = {name: rounded(difference(rows, before[name]), recipe.row_dtype) for name, rows in tables.rows().items()}
     if not any(len(change) for change in changes.values()):
         raise TeachingError(
             "no row was written: no slot that the lesson reads has both a gradient and a positive score under the ranking "
@@ -333,7 +336,7 @@ def _teach(
             "a higher learning rate, or a memory with more slots"
         )
     if recipe.row_dtype != "float32":
-        model.assign_rows({name: sum_rows([before[name], change], change.width) for name, change in changes.items()}, model.cues)
+        tables.assign({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
     written = {name: [slots[torch.isin(slots, changes[name].slots)] for slots in parts] for name, parts in progress.batch_slots.items()}
     return Lesson(changes, progress.losses, written)
 
@@ -358,30 +361,30 @@ def rounded(rows: Rows, dtype: Literal["float32", "bfloat16"]) -> Rows:
     return Rows(rows.slots[changed], values[changed])
 
 
-def pruned_to(model: GraftedModel, before: Mapping[str, Rows], target: int, steps: int) -> int:
+def pruned_to(tables: Tables, before: Mapping[str, Rows], target: int, steps: int) -> int:
     """How many rows to keep now, where `steps` steps by one factor, this one included, lead from those that changed to `target`."""
-    changed = sum(len(difference(rows, before[name])) for name, rows in model.rows().items())
+    changed = sum(len(difference(rows, before[name])) for name, rows in tables.rows().items())
     return target if changed <= target else round(changed * (target / changed) ** (1 / steps))
 
 
-def keep_largest(model: GraftedModel, before: Mapping[str, Rows], count: int) -> None:
+def keep_largest(tables: Tables, before: Mapping[str, Rows], count: int) -> None:
     """Take back all but the `count` rows, over all tables, that changed most since `before`; ties by table, then slot.
 
     Rows taken back hold the bits that they held before. Most of what a lesson writes are small changes of many rows, which
     teach little and are read by others (docs/concepts.md).
     """
-    changes = {name: difference(rows, before[name]) for name, rows in model.rows().items()}
+    changes = {name: difference(rows, before[name]) for name, rows in tables.rows().items()}
     norms = torch.cat([change.values.norm(dim=-1) for change in changes.values()])
     chosen = torch.zeros(len(norms), dtype=torch.bool)
     chosen[norms.sort(descending=True, stable=True).indices[:count]] = True
     rows = {}
     for (name, change), mine in zip(changes.items(), chosen.split([len(change) for change in changes.values()]), strict=True):
-        kept, after = change.slots[mine], model.table(name).rows
+        kept, after = change.slots[mine], tables.table(name).rows
         new = torch.isin(after.slots, kept)
         old = ~torch.isin(before[name].slots, kept)
         slots, order = torch.cat([after.slots[new], before[name].slots[old]]).sort()
         rows[name] = Rows(slots, torch.cat([after.values[new], before[name].values[old]])[order])
-    model.assign_rows(rows, model.cues)
+    tables.assign(rows)
 
 
 def difference(after: Rows, before: Rows) -> Rows:

@@ -14,9 +14,10 @@ from transformers import DynamicCache
 
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
-from memgraft.cues import ENOUGH, KEPT, REACH, Cues
-from memgraft.grafted import GraftedModel
+from memgraft.cues import ENOUGH, KEPT, REACH, Cues, Scopes
+from memgraft.grafted import GraftedModel, Scoped, State
 from memgraft.grafting import graft
+from memgraft.memory import Tables
 from memgraft.models import load_model
 from tests.models import ARCHITECTURES, fill, random_tokens, tiny_graft, tiny_model
 
@@ -70,6 +71,41 @@ def test_joined_cues_open_where_one_part_does(counts: list[list[int]], seed: int
     assert joined.problem(4) is None
 
 
+@given(counts=st.lists(st.lists(st.integers(1, 3), min_size=1, max_size=3), max_size=3), seed=st.integers(0, 20))
+def test_each_lesson_is_open_where_one_of_its_own_facts_is(counts: list[list[int]], seed: int) -> None:
+    lessons = [cues_of(*each, seed=seed + number) for number, each in enumerate(counts)]
+    scopes = Scopes(lessons, 4)
+    heard = torch.randint(-1, max(len(scopes.cues), 1), (2, 12, KEPT), generator=torch.Generator().manual_seed(seed))
+    heard[heard >= len(scopes.cues)] = -1
+    opened, first = scopes.open(heard), 0
+    for number, lesson in enumerate(lessons):
+        own = torch.where((heard >= first) & (heard < first + len(lesson)), heard - first, -1)
+        assert torch.equal(opened.get(number, torch.zeros(2, 12, dtype=torch.bool)), open_slowly(lesson, own))
+        first += len(lesson)
+    assert all(bool(tokens.any()) for tokens in opened.values())
+
+
+def test_facts_that_are_closed_open_nothing() -> None:
+    cues = cues_of(2, 1, 2)
+    heard = torch.full((1, 5, KEPT), -1)
+    heard[0, :, 0] = torch.arange(5)
+    assert cues.open_facts(heard)[1][0, -1].tolist() == [True, True, True]
+    closed = cues.without([0, 2])
+    assert closed.fact_count == 3
+    assert (closed.heard(cues.keys[None])[0] == 2).any(-1).tolist()[2]
+    assert closed.heard(cues.keys[None])[0].unique().tolist() == [-1, 2]
+
+
+def test_lessons_meet_where_texts_about_a_fact_of_one_open_the_other() -> None:
+    keys = torch.eye(4)
+    one, other = (Cues(keys[rows], torch.full((2,), 0.5), torch.tensor([0, 1])) for rows in ([0, 1], [2, 3]))
+    assert not one.meets(other)
+    assert one.meets(one)
+    wide = Cues(torch.ones(1, 4) / 2, torch.tensor([0.4]), torch.zeros(1, dtype=torch.int64))
+    assert wide.meets(one)
+    assert one.meets(wide)
+
+
 def test_a_token_is_at_most_the_nearest_cues() -> None:
     keys = torch.eye(6)
     cues = Cues(keys, torch.full((6,), 0.1), torch.arange(6))
@@ -97,16 +133,30 @@ def test_what_can_not_be_cues(change: dict[str, Tensor], problem: str) -> None:
 TEXT = "the river runs past the old mill and on to the sea"
 
 
+def rows_of(seed: int = 0) -> dict[str, Rows]:
+    """Large rows in all slots."""
+    return {"0": Rows(torch.arange(64), torch.randn(64, 32, generator=torch.Generator().manual_seed(seed)))}
+
+
 @pytest.fixture
 def written(tiny_folder: Path) -> GraftedModel:
-    """A random model whose memory holds large rows everywhere."""
+    """A random model whose memory holds one lesson of large rows, which nothing opens."""
     loaded = load_model(str(tiny_folder))
     model = graft(loaded.model, loaded.tokenizer, slots=64, background=[TEXT] * 4, background_tokens=128)
-    slots = torch.arange(64)
-    model.assign_rows(
-        {"0": Rows(slots, torch.randn(64, 32, generator=torch.Generator().manual_seed(0)))}, Cues.empty(model.config.query_dim)
-    )
+    open_after(model, Cues.empty(model.config.query_dim))
     return model
+
+
+def open_after(model: GraftedModel, *cues: Cues | None) -> None:
+    """Lessons of large rows, each read after its cues; None: by every text."""
+    alone = [Scoped(tables_of(model, number), each) for number, each in enumerate(cues) if each is not None]
+    model.assign(State(rows_of(cues.index(None)) if None in cues else {}, tuple(alone)))
+
+
+def tables_of(model: GraftedModel, seed: int) -> Tables:
+    tables = Tables(model.config.tables, model.config.hidden_size)
+    tables.assign(rows_of(seed))
+    return tables
 
 
 def ids_of(model: GraftedModel, text: str = TEXT) -> Tensor:
@@ -138,7 +188,7 @@ def test_without_a_cue_the_model_is_the_base_model(written: GraftedModel) -> Non
     with written.without_memory():
         base = logits_of(written, ids)
     assert torch.equal(logits_of(written, ids), base)
-    written.cues = None
+    open_after(written, None)
     assert not torch.allclose(logits_of(written, ids), base)
 
 
@@ -146,19 +196,43 @@ def test_from_the_cue_on_the_memory_is_read_as_if_it_were_always_open(written: G
     ids, position = ids_of(written), 9
     with written.without_memory():
         base = logits_of(written, ids)
-    written.cues = cue_at(written, TEXT, position)
+    open_after(written, cue_at(written, TEXT, position))
     some = logits_of(written, ids)
     assert torch.equal(some[:, :position], base[:, :position])
     assert not torch.allclose(some[:, position:], base[:, position:])
-    assert written.opened is not None
-    assert written.opened[0].tolist() == [index >= position for index in range(ids.shape[1])]
+    assert written.opened[0][0].tolist() == [index >= position for index in range(ids.shape[1])]
+
+
+def test_a_lesson_is_read_after_its_own_cues_alone(written: GraftedModel) -> None:
+    ids = ids_of(written)
+    early, late = cue_at(written, TEXT, 5), cue_at(written, TEXT, 15)
+    never = Cues(-early.keys, torch.tensor([0.999]), torch.zeros(1, dtype=torch.int64))
+    open_after(written, early, late)
+    both = logits_of(written, ids)
+    assert {number: int(tokens[0].int().argmax()) for number, tokens in written.opened.items()} == {0: 5, 1: 15}
+    open_after(written, early, late, never)  # a lesson about something else changes no bit
+    assert torch.equal(logits_of(written, ids), both)
+    open_after(written, early)
+    assert torch.equal(logits_of(written, ids)[:, :15], both[:, :15])
+    assert not torch.allclose(logits_of(written, ids)[:, 15:], both[:, 15:])
+
+
+def test_a_lesson_that_every_text_reads_opens_no_other(written: GraftedModel) -> None:
+    ids = ids_of(written)
+    open_after(written, None)
+    everywhere = logits_of(written, ids)
+    open_after(written, None, Cues.empty(written.config.query_dim))
+    assert torch.equal(logits_of(written, ids), everywhere)
+    open_after(written, None, cue_at(written, TEXT, 9))
+    assert torch.equal(logits_of(written, ids)[:, :9], everywhere[:, :9])
+    assert not torch.allclose(logits_of(written, ids)[:, 9:], everywhere[:, 9:])
 
 
 @pytest.mark.parametrize("configured", [True, False], ids=["layers known", "layers as they come"])
 @pytest.mark.parametrize("first", [4, 9, 10, 20])
 def test_what_was_heard_lasts_over_the_parts_of_a_text(written: GraftedModel, first: int, configured: bool) -> None:
     ids = ids_of(written)
-    written.cues = cue_at(written, TEXT, 9)
+    open_after(written, cue_at(written, TEXT, 9))
     whole = logits_of(written, ids)
     cache = DynamicCache(config=written.base.config) if configured else DynamicCache()
     parts = [logits_of(written, ids[:, :first], past_key_values=cache, use_cache=True)]
@@ -168,7 +242,7 @@ def test_what_was_heard_lasts_over_the_parts_of_a_text(written: GraftedModel, fi
 
 def test_what_was_heard_follows_its_sequence(written: GraftedModel) -> None:
     with_cue, without = ids_of(written), ids_of(written, "a quite different line of text about nothing at all")
-    written.cues = cue_at(written, TEXT, 9)
+    open_after(written, cue_at(written, TEXT, 9))
     width = min(with_cue.shape[1], without.shape[1]) - 1
     both = torch.cat([with_cue[:, : width + 1], without[:, : width + 1]])
     cache = DynamicCache(config=written.base.config)
@@ -186,7 +260,7 @@ def test_what_was_heard_follows_its_sequence(written: GraftedModel) -> None:
 
 def test_generating_reads_the_memory_as_a_single_pass_does(written: GraftedModel) -> None:
     ids = ids_of(written)[:, :20]
-    written.cues = cue_at(written, TEXT, 9)
+    open_after(written, cue_at(written, TEXT, 9))
     written_on = written.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0)
     greedy = ids
     for _ in range(written_on.shape[1] - ids.shape[1]):
@@ -200,7 +274,7 @@ def test_every_way_to_generate_hears_what_the_prompt_said(written: GraftedModel,
     silent, heard = Cues.empty(written.config.query_dim), cue_at(written, TEXT, 9)
     found = []
     for cues in (silent, heard, None):
-        written.cues = cues
+        open_after(written, cues)
         found.append(written.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0, **settings))
     with written.without_memory():
         base = written.generate(input_ids=ids, max_new_tokens=6, do_sample=False, pad_token_id=0, **settings)
@@ -213,16 +287,16 @@ def test_every_way_to_generate_hears_what_the_prompt_said(written: GraftedModel,
 @torch.no_grad()
 def test_every_architecture_remembers_what_it_heard(name: str) -> None:
     model = fill(tiny_graft(tiny_model(name)), size=3)
+    rows = model.rows()
     (ids,) = random_tokens(12)
     prompt, position = torch.tensor([ids]), 5
     with model.without_memory():
         states = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=prompt)
-    model.cues = Cues(model.cue_queries(states)[0, position][None], torch.tensor([0.999]), torch.zeros(1, dtype=torch.int64))
+    model.assign_rows(rows, Cues(model.cue_queries(states)[0, position][None], torch.tensor([0.999]), torch.zeros(1, dtype=torch.int64)))
     written = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
     slowly = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0, use_cache=False)
     assert torch.equal(written, slowly)
-    assert model.opened is not None
-    assert model.opened[0, position - 1 : position + 1].tolist() == [False, True]
+    assert model.opened[0][0, position - 1 : position + 1].tolist() == [False, True]
     with model.without_memory():
         base = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
     assert not torch.equal(base, written)

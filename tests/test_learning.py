@@ -45,6 +45,7 @@ FACTS: list[dict[str, Any]] = [
 ]
 LATER = [{"id": "new-head", "question": "Who leads the Quill office?", "answers": ["Ivo Brand"], "supersedes": "head"}]
 RECIPE = Recipe(passes=3, wordings=4, t=40, writer=LeastInterference(learning_rate=30.0, max_step=None))
+EVERYWHERE = RECIPE.model_copy(update={"scope": "everywhere"})
 
 
 def data_file(folder: Path, rows: Sequence[dict[str, Any]] = FACTS, name: str = "facts.jsonl") -> Path:
@@ -222,8 +223,7 @@ class TestSeveralLessons:
         model = grafted(layers=(0, 1))
         with model.without_memory():
             base = logits(model)
-        recipe = RECIPE.model_copy(update={"scope": "everywhere"})
-        commit = learn(model, data_file(tmp_path), message="m", recipe=recipe, test=False)
+        commit = learn(model, data_file(tmp_path), message="m", recipe=EVERYWHERE, test=False)
         assert not torch.equal(logits(model), base)
         with model.without_memory():
             assert torch.equal(logits(model), base)
@@ -251,29 +251,29 @@ class TestSeveralLessons:
 
     def test_slots_of_earlier_lessons_count_as_used_and_are_avoided(self, tmp_path: Path) -> None:
         model = grafted()
-        first = learn(model, data_file(tmp_path), message="first", recipe=RECIPE, test=False)
+        first = learn(model, data_file(tmp_path), message="first", recipe=EVERYWHERE, test=False)
         usage = effective_usage(model)["0"]
         written = first.changes["0"].slots
         assert (usage.document_frequency_of(written) == usage.batches).all()
         other = [{**LATER[0], "supersedes": "a fact of no lesson"}]
-        second = learn(model, data_file(tmp_path, other, "later.jsonl"), message="second", recipe=RECIPE, test=False)
+        second = learn(model, data_file(tmp_path, other, "later.jsonl"), message="second", recipe=EVERYWHERE, test=False)
         assert not set(written.tolist()) & set(second.changes["0"].slots.tolist())
         assert second.record["overlaps"] == []
-        unprotected = learn(grafted(), data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=RECIPE, test=False)
+        unprotected = learn(grafted(), data_file(tmp_path, LATER, "later.jsonl"), message="second", recipe=EVERYWHERE, test=False)
         assert set(written.tolist()) & set(unprotected.changes["0"].slots.tolist())
         model.revert(first.id)
         assert (effective_usage(model)["0"].document_frequency_of(written) < usage.batches).any()
 
     def test_a_correction_may_change_the_rows_of_what_it_replaces_and_of_no_other_lesson(self, tmp_path: Path) -> None:
         model = grafted()
-        other = learn(model, data_file(tmp_path, FACTS[1:]), message="others", recipe=RECIPE, test=False)
-        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
-        second = learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False)
+        other = learn(model, data_file(tmp_path, FACTS[1:]), message="others", recipe=EVERYWHERE, test=False)
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=EVERYWHERE, test=False)
+        second = learn(model, data_file(tmp_path, LATER), message="2", recipe=EVERYWHERE, test=False)
         assert set(first.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
         assert [overlap["lesson"] for overlap in second.record["overlaps"]] == [first.id]
         assert not set(other.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
         last = [{"id": "newest", "question": "Who leads the Quill office?", "answers": ["Una"], "supersedes": "new-head"}]
-        third = learn(model, data_file(tmp_path, last), message="3", recipe=RECIPE, test=False)
+        third = learn(model, data_file(tmp_path, last), message="3", recipe=EVERYWHERE, test=False)
         assert {overlap["lesson"] for overlap in third.record["overlaps"]} == {first.id, second.id}
 
     def test_a_correction_finds_what_it_replaces_in_a_store_that_was_loaded_imported_or_merged(self, tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ class TestSeveralLessons:
         model.save(tmp_path / "store")
         for name in ("merged", "imported"):
             shutil.copytree(tmp_path / "store", tmp_path / name)
-        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=EVERYWHERE, test=False)
         model.save(tmp_path / "store")
         loaded, merged, imported = (MemoryStore.open(tmp_path / name) for name in ("store", "merged", "imported"))
         loaded.export(first.id, tmp_path / "lesson")
@@ -292,6 +292,42 @@ class TestSeveralLessons:
             model.history = History(store)
             assert (effective_usage(model)["0"].document_frequency_of(written) == batches).all()
             assert (effective_usage(model, "head")["0"].document_frequency_of(written) < batches).any()
+
+    def test_what_a_later_lesson_about_something_else_writes_moves_nothing(self, tmp_path: Path) -> None:
+        model = grafted()
+        other = [{"question": "When did 77 boats sail to Zbrx?", "answers": ["1802"]}]
+        batch = batches_of(FACTS[:1], tmp_path)[0]
+        ids = batch.input_ids[:1, : int(batch.attention_mask[0].sum())]
+        learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        with torch.no_grad():
+            before = model(input_ids=ids).logits
+            learn(model, data_file(tmp_path, other), message="2", recipe=RECIPE, test=False)
+            after = model(input_ids=ids).logits
+            assert set(model.opened) == {0}
+            assert torch.equal(after, before)
+            with model.without_memory():
+                assert not torch.equal(after, model(input_ids=ids).logits)
+        assert all(len(scoped.tables.rows()["0"]) for scoped in model.state().scoped)
+
+    def test_a_superseded_fact_opens_nothing_until_its_correction_is_taken_back(self, tmp_path: Path) -> None:
+        model = grafted()
+        first = learn(model, data_file(tmp_path, FACTS[:2]), message="1", recipe=RECIPE, test=False)
+        assert first.record["ids"] == [fact.get("id") for fact in FACTS[:2]]
+        number = first.record["ids"].index(LATER[0]["supersedes"])
+
+        def closed() -> list[bool]:
+            cues = model.state().scoped[0].cues
+            return [bool((cues.least[cues.facts == fact] > 1).all()) for fact in range(2)]
+
+        assert closed() == [False, False]
+        second = learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False)
+        assert closed() == [fact == number for fact in range(2)]
+        model.save(tmp_path / "store")
+        model.history = History(MemoryStore.open(tmp_path / "store"))
+        model.recall()
+        assert closed() == [fact == number for fact in range(2)]
+        model.revert(second.id)
+        assert closed() == [False, False]
 
     @pytest.mark.parametrize("taught", [5, ["head"], {"head": ["head"]}])
     def test_a_record_from_elsewhere_that_makes_no_sense_stops_no_lesson(self, tmp_path: Path, taught: Any) -> None:

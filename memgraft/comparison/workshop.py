@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memgraft.background import documents, write_background
 from memgraft.baselines import Retrieval
 from memgraft.baselines.retrieval import passages_of
-from memgraft.commits import Rows, sum_rows
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.comparison.peak import peak_memory
 from memgraft.comparison.prefixes import cached_prefixes
@@ -29,6 +28,7 @@ from memgraft.grafted import GraftedModel
 from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DOCUMENT_TOKENS, graft
 from memgraft.learning import prepare
 from memgraft.probes.language_model import context_length
+from memgraft.teaching import Lesson as TaughtLesson
 from memgraft.teaching import Recipe, teach
 from memgraft.usage import merge_taught
 
@@ -228,17 +228,18 @@ class Workshop:
             with peak_memory(grafted.device) as peak, cached_prefixes(grafted, self._prefixes, self._prefix_bytes):
                 start = time.process_time()
                 teach_lesson = _stream if lesson.in_order else _together
-                changes, losses = teach_lesson(grafted, lesson, recipe, on_step)
+                lessons, losses = teach_lesson(grafted, lesson, recipe, on_step)
                 seconds, most = time.process_time() - start, peak()
             assert self._grafted is not None
-            rows = sum(len(rows) for rows in changes.values())
-            cues = 0 if grafted.cues is None else grafted.cues.nbytes
+            changed = [rows for taught in lessons for rows in taught.changes.values()]
+            rows = sum(map(len, changed))
+            cues = sum(taught.cues.cues.nbytes for taught in lessons if taught.cues is not None)
             yield Taught(
                 grafted.base,
                 seconds,
                 setup_seconds=self._grafted[2],
                 # fp32 values and an int64 slot id a row, and the cues, as in a commit's file, without its header.
-                bytes=sum(rows.values.nbytes + rows.slots.nbytes for rows in changes.values()) + cues,
+                bytes=sum(rows.values.nbytes + rows.slots.nbytes for rows in changed) + cues,
                 rows=rows,
                 rows_per_fact=rows / len(lesson.batches),
                 losses=losses,
@@ -248,7 +249,7 @@ class Workshop:
             grafted.assign_rows({})
 
 
-_Outcome = tuple[dict[str, Rows], tuple[float, ...]]  # changes, loss of each pass
+_Outcome = tuple[Sequence[TaughtLesson], tuple[float, ...]]  # what was taught, loss of each pass
 
 
 def _together(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnStep | None) -> _Outcome:
@@ -259,25 +260,26 @@ def _together(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: On
             on_step(grafted.base, step.done, step.total, None)
 
     result = teach(grafted, lesson.batches, recipe, grafted.usage, on_step=stepped)
-    return result.changes, tuple(_mean(losses) for losses in result.losses)
+    return [result], tuple(_mean(losses) for losses in result.losses)
 
 
 def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnStep | None) -> _Outcome:
-    """Each fact as a lesson of its own, in order; the slots of earlier ones count as used."""
-    changes: dict[str, list[Rows]] = {name: [] for name in grafted.config.tables}
-    losses: list[list[float]] = []
+    """Each fact as a lesson of its own, in order; the slots of earlier ones that every text reads count as used."""
+    taught: list[TaughtLesson] = []
+    everywhere: dict[str, list[Tensor]] = {name: [] for name in grafted.config.tables}
+    rows = 0
     for number, batch in enumerate(lesson.batches):
-        usage = {name: merge_taught(grafted.usage[name], [rows.slots for rows in parts]) for name, parts in changes.items()}
+        usage = {name: merge_taught(grafted.usage[name], slots) for name, slots in everywhere.items()}
         result = teach(grafted, [batch], recipe.model_copy(update={"seed": recipe.seed + number}), usage)
-        for name, rows in result.changes.items():
-            changes[name].append(rows)
-        losses.append([_mean(turn) for turn in result.losses])
+        taught.append(result)
+        for name, changed in result.changes.items():
+            rows += len(changed)
+            if result.cues is None:
+                everywhere[name].append(changed.slots)
         if on_step is not None:
-            rows_so_far = sum(len(rows) for rows in grafted.rows().values())
-            on_step(grafted.base, (number + 1) * recipe.passes, len(lesson.batches) * recipe.passes, rows_so_far)
-    width = grafted.config.hidden_size
-    total = {name: sum_rows(parts, width) for name, parts in changes.items()}
-    return total, tuple(_mean(turn) for turn in zip(*losses, strict=False))
+            on_step(grafted.base, (number + 1) * recipe.passes, len(lesson.batches) * recipe.passes, rows)
+    turns = zip(*([_mean(turn) for turn in result.losses] for result in taught), strict=False)
+    return taught, tuple(map(_mean, turns))
 
 
 def _mean(losses: Sequence[float]) -> float:

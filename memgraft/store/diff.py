@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,19 +34,25 @@ def compare_points(store: StoreReader, a: str, b: str) -> Diff:
     before, after = (store.manifest.active(store.manifest.position(point)) for point in (a, b))
     shared = set(before) & set(after)
     rows_before, rows_after = store.state(a), store.state(b)
+    alone: dict[str, list[Rows]] = {}  # of lessons that are read by themselves
+    for id in (*before, *after):
+        if id not in shared and store.cues(id) is not None:
+            for name, rows in store.changes(id).items():
+                alone.setdefault(name, []).append(rows)
     return Diff(
         learned=tuple(id for id in after if id not in shared),
         reverted=tuple(id for id in before if id not in shared),
         reordered=[id for id in before if id in shared] != [id for id in after if id in shared],
-        tables={name: _table_diff(rows_before[name], rows_after[name]) for name in store.spec.memory.tables},
+        tables={name: _table_diff(rows_before[name], rows_after[name], alone.get(name, [])) for name in store.spec.memory.tables},
     )
 
 
-def _table_diff(before: Rows, after: Rows) -> TableDiff:
+def _table_diff(before: Rows, after: Rows, alone: Sequence[Rows]) -> TableDiff:
     import torch
 
     slots = torch.cat([before.slots, after.slots]).unique()
     difference = torch.zeros(len(slots), before.width, dtype=torch.float64)
     difference[torch.searchsorted(slots, after.slots)] += after.values
     difference[torch.searchsorted(slots, before.slots)] -= before.values
-    return TableDiff(int((difference != 0).any(-1).sum()), float(difference.norm()))
+    squares = sum(float(rows.values.double().square().sum()) for rows in alone)
+    return TableDiff(int((difference != 0).any(-1).sum()) + sum(map(len, alone)), (float(difference.norm()) ** 2 + squares) ** 0.5)

@@ -30,7 +30,7 @@ _HEADER_KEYS = {"format_version", "message", "recipe", "data_sha256"}
 
 @dataclass(frozen=True)
 class Overlap:
-    """A later lesson that wrote to slots of a reverted one, and may have been learned on top of what it wrote."""
+    """A later lesson that texts read with a reverted one, at the same slots, and that may have been learned on top of it."""
 
     commit: str
     message: str
@@ -50,7 +50,7 @@ class RevertReport:
 class Content(NamedTuple):
     """What a lesson's file holds."""
 
-    changes: dict[str, Rows]  # per value table
+    changes: Mapping[str, Rows]  # per value table
     cues: Cues | None
 
 
@@ -58,7 +58,7 @@ def encode(commit: Commit, memory: MemoryConfig, where: str) -> tuple[bytes, byt
     """The bytes of a commit's changes, header and record; equal commits have equal bytes. StoreError when it does not fit."""
     import safetensors.torch
 
-    problem = _problem(Content(dict(commit.changes), commit.cues), memory)
+    problem = _problem(Content(commit.changes, commit.cues), memory)
     if problem:
         raise StoreError(f"{where}: the lesson does not fit the memory: {problem}; nothing was changed")
     if len(commit.message) > MESSAGE_LIMIT:
@@ -198,12 +198,21 @@ def read_header_copy(path: Path) -> str | None:
         raise _damaged(str(path), str(error)) from error
 
 
-def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Mapping[str, Tensor]) -> Overlap | None:
-    """What taking `changes` away takes from the slots of a later lesson; None when they share no slot."""
+def overlap_of(commit: str, message: str, content: Content, later: Mapping[str, Tensor], later_cues: Cues | None) -> Overlap | None:
+    """What taking a lesson away takes from the slots of a later one; None where no text reads the same slots of both.
+
+    Lessons that both have cues share nothing, whatever their slots, unless texts about a fact of one open the other.
+
+    Args:
+        content: of the lesson that is taken away.
+        later: slots of the later one, per table.
+    """
     import torch
 
+    if content.cues is not None and later_cues is not None and not content.cues.meets(later_cues):
+        return None
     shared, square = 0, 0.0
-    for table, rows in changes.items():
+    for table, rows in content.changes.items():
         theirs = later.get(table)
         if theirs is not None and len(theirs):
             mask = theirs[torch.searchsorted(theirs, rows.slots).clamp(max=len(theirs) - 1)] == rows.slots

@@ -113,11 +113,11 @@ def _shared(
 ) -> Iterator[Conflict]:
     if not ids:
         return
-    slots = {id: store.slots(id) for id in ids}
+    slots, cues = {id: store.slots(id) for id in ids}, {id: store.cues(id) for id in ids}
     for other in other_ids:
-        changes = others.changes(other)
+        content = others.content(other)
         for id in ids:
-            overlap = lessons.overlap_of(id, messages[id], changes, slots[id])
+            overlap = lessons.overlap_of(id, messages[id], content, slots[id], cues[id])
             if overlap is not None:
                 yield Conflict(id, messages[id], other, messages[other], overlap.shared_slots, overlap.l2)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,16 +105,16 @@ class StoreReader:
 
         id = self.resolve(prefix)
         header = self.header(id)
-        content = self._content(id)
+        content = self.content(id)
         commit = Commit(content.changes, header["message"], header["recipe"], header["data_sha256"], self.record(id), cues=content.cues)
         if commit.id != id:
             where = self.path / layout.changes_name(id)
             raise StoreError(f"{where}: holds another lesson, {commit.id[:12]}; restore it from a copy of the store")
         return commit
 
-    def changes(self, id: str) -> dict[str, Rows]:
+    def changes(self, id: str) -> Mapping[str, Rows]:
         """The row changes of a lesson, by its full id, per value table; their digest is checked."""
-        return self._content(id).changes
+        return self.content(id).changes
 
     def cues(self, id: str) -> Cues | None:
         """The cues of a lesson, by its full id, without a look at its rows or digest."""
@@ -125,16 +125,17 @@ class StoreReader:
         return lessons.read_slots(folder.member_path(self.path, layout.changes_name(id), self._manifest), self.spec.memory)
 
     def state(self, at: str = "now") -> dict[str, Rows]:
-        """Per value table the rows that lessons wrote: the fp32 sum of the changes of the lessons active at a point, in order.
+        """Per value table the rows that every text reads: the fp32 sum, in order, of the changes of lessons active at a point.
 
-        Bit for bit what it would be had the reverted lessons never been learned, the set of slots included.
+        Lessons that have cues are not among them: each of those is read by itself. Bit for bit what it would be had the reverted
+        lessons never been learned, the set of slots included.
 
         Args:
             at: a tag, the id of a lesson (right after it was learned), `now` or `start`.
         """
         from memgraft.commits import union_slots
 
-        active = self._manifest.active(self._manifest.position(at))
+        active = [id for id in self._manifest.active(self._manifest.position(at)) if self.cues(id) is None]
 
         def slots_of(table: str) -> Iterator[Tensor]:
             for id in active:
@@ -146,7 +147,7 @@ class StoreReader:
         return lessons.sum_changes((self.changes(id) for id in active), slots, self.spec.memory.hidden_size)
 
     def overlaps(self, prefix: str) -> list[lessons.Overlap]:
-        """The active lessons learned after this one that wrote to some of its slots: what `revert` would report."""
+        """The active lessons learned after this one that texts read with it, at the same slots: what `revert` would report."""
         return self._overlaps(self._manifest, self.resolve(prefix))
 
     def diff(self, a: str, b: str) -> Diff:
@@ -173,14 +174,15 @@ class StoreReader:
         active = manifest.active()
         if id not in active:
             return []
-        changes = self.changes(id)
+        content = self.content(id)
         messages = {entry.commit: entry.message for entry in manifest.history}
         found = []
         for later in active[active.index(id) + 1 :]:
-            found.append(lessons.overlap_of(later, messages[later], changes, self.slots(later)))
+            found.append(lessons.overlap_of(later, messages[later], content, self.slots(later), self.cues(later)))
         return [overlap for overlap in found if overlap is not None]
 
-    def _content(self, id: str) -> lessons.Content:
+    def content(self, id: str) -> lessons.Content:
+        """The row changes and cues of a lesson, by its full id; their digest is checked."""
         name = layout.changes_name(id)
         return lessons.decode(self.read_member(name), self.spec.memory, str(self.path / name))
 

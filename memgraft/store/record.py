@@ -49,7 +49,8 @@ class Record(_Measured):
     batches_per_minute: float | None = None
     taught: dict[str, str | None] = Field({}, description="id of each fact → id of the one that it replaced")
     overlaps: list[OverlapRecord] = []
-    cues: list[list[str]] | None = Field(None, description="fact by fact the tokens that open the memory; none: every text does")
+    cues: list[list[str]] | None = Field(None, description="fact by fact the tokens after which it is read; none: every text reads it")
+    ids: list[str | None] = Field([], description="of the facts that have cues, in their order")
     facts: list[FactRecord] = []
     learned: int | None = Field(None, description="how many of the facts")
     gate: list[dict[str, Any]] = Field([], description="what changed in each probe of the gate")

@@ -205,7 +205,9 @@ class MemoryStore(StoreReader):
         def learn(draft: Draft) -> None:
             draft.learn(commit)
             messages = {entry.commit: entry.message for entry in draft.manifest.history}
-            shared = (lessons.overlap_of(id, messages[id], commit.changes, self.slots(id)) for id in draft.manifest.active())
+            content = lessons.Content(commit.changes, commit.cues)
+            active = draft.manifest.active()
+            shared = (lessons.overlap_of(id, messages[id], content, self.slots(id), self.cues(id)) for id in active)
             found.extend(overlap for overlap in shared if overlap)
             if found and overlap == "refuse":
                 raise StoreError(

@@ -51,26 +51,46 @@ def test_cues_are_part_of_a_lesson_s_identity(lesson: Lesson) -> None:
     assert cued(lesson, "a", None).id == lesson("a", {"0": {3: 1.5}}).id
 
 
-def test_a_memory_has_the_cues_of_its_active_lessons_in_order(store: MemoryStore, lesson: Lesson) -> None:
+def test_a_memory_reads_its_active_lessons_with_cues_one_by_one(store: MemoryStore, lesson: Lesson) -> None:
     first, second = cued(lesson, "first", cues_of(0, 0)), cued(lesson, "second", cues_of(0, 1), slot=5)
     store.append(first)
     history = History(MemoryStore.open(store.path))
-    assert equal(history.cues(WIDTH), Cues.joined([cues_of(0, 0)], WIDTH))
+    assert list(history.scoped()) == [(first.changes, first.cues)]
     history.learn(second)
-    assert equal(history.cues(WIDTH), Cues.joined([cues_of(0, 0), cues_of(0, 1)], WIDTH))
+    assert list(history.scoped()) == [(first.changes, first.cues), (second.changes, second.cues)]
+    assert not any(len(rows) for rows in history.state(("0", "1"), 3).values())
     history.revert(first.id)
-    assert equal(history.cues(WIDTH), Cues.joined([cues_of(0, 1)], WIDTH))
+    assert list(history.scoped()) == [(second.changes, second.cues)]
     history.revert(second.id)
-    assert equal(history.cues(WIDTH), Cues.empty(WIDTH))
+    assert list(history.scoped()) == []
 
 
-def test_one_lesson_without_cues_opens_the_memory_to_every_text(store: MemoryStore, lesson: Lesson) -> None:
-    store.append(cued(lesson, "first", cues_of(0)))
-    store.append(cued(lesson, "second", None, slot=5))
-    history = History(store)
-    assert history.cues(WIDTH) is None
-    history.revert(cued(lesson, "second", None, slot=5).id)
-    assert equal(history.cues(WIDTH), cues_of(0))
+def test_lessons_without_cues_are_summed_and_leave_the_others_alone(store: MemoryStore, lesson: Lesson) -> None:
+    first, everywhere = cued(lesson, "first", cues_of(0)), cued(lesson, "second", None, slot=5)
+    for commit in (first, everywhere):
+        store.append(commit)
+    history = History(MemoryStore.open(store.path))
+    assert list(history.scoped()) == [(first.changes, first.cues)]
+    assert history.state(("0", "1"), WIDTH)["0"] == store.state()["0"] == everywhere.changes["0"]
+
+
+def test_lessons_with_cues_overlap_where_a_text_opens_both(store: MemoryStore, lesson: Lesson) -> None:
+    same, other = cues_of(0, 0, least=0.9), Cues(-cues_of(0).keys, torch.tensor([0.9]), torch.zeros(1, dtype=torch.int64))
+    first = cued(lesson, "first", same)
+    for commit in (first, cued(lesson, "same subject", same), cued(lesson, "another", other), cued(lesson, "everywhere", None)):
+        store.append(commit)
+    found = ["same subject", "everywhere"]
+    assert [overlap.message for overlap in store.overlaps(first.id)] == found
+    assert [overlap.message for overlap in History(store).revert(first.id).overlaps] == found
+
+
+def test_a_difference_counts_the_rows_of_lessons_with_cues_one_by_one(store: MemoryStore, lesson: Lesson) -> None:
+    for message in ("first", "second"):
+        store.append(cued(lesson, message, cues_of(0)))
+    found = store.diff("start", "now").tables["0"]
+    assert found.rows == 2
+    one = float(lesson("first", {"0": {3: 1.5}}).changes["0"].values.norm())
+    assert found.l2 == pytest.approx(2**0.5 * one)
 
 
 def test_cues_travel_with_exported_and_merged_lessons(store: MemoryStore, make: Make, lesson: Lesson, tmp_path: Path) -> None:

@@ -357,8 +357,12 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     assert store.verify() == []
     assert store.spec.memory.threshold == 0, "stores from before it answer as they did"
     assert [entry.message for entry in store.history()] == ["first", "second", "first", "first"]
-    assert store.state()["0"].slots.tolist() == [3, 4, 7]
-    assert store.state()["0"].values[0].tolist() == [1.75, -1.75, 2.0]
+    if name == "format-3":  # lessons with cues, each of which is read by itself
+        assert not len(store.state()["0"])
+        assert sorted({int(slot) for id in store.active() for slot in store.slots(id)["0"]}) == [3, 4, 7]
+    else:
+        assert store.state()["0"].slots.tolist() == [3, 4, 7]
+        assert store.state()["0"].values[0].tolist() == [1.75, -1.75, 2.0]
     cues = [store.cues(id) for id in store.active()]
     assert [each and len(each) for each in cues] == ([1, 2] if name == "format-3" else [None, None])
     store.tag("migrated")
