@@ -135,7 +135,7 @@ class Commit:
     data_sha256: str
     record: Mapping[str, Any] = field(default_factory=dict, compare=False)  # JSON: measurements, outside the id
     data: DataFile | None = field(default=None, compare=False)  # what was taught, where it is to be kept
-    cues: Cues | None = None  # what the memory is open after; None: it is open to every text
+    cues: Cues | None = None  # after which it is read; None: every text reads it
 
     def header(self) -> dict[str, Any]:
         """What the id covers, beside the changes themselves."""

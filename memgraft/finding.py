@@ -40,7 +40,7 @@ class Found(NamedTuple):
 
 
 def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | None:
-    """The cues of each batch's fact; None where one has too few wordings, so that the memory must be open to every text.
+    """The cues of each batch's fact; None where one has too few wordings, so that every text must read them.
 
     None without a background as well: what is rare in the world can't be told then.
     """

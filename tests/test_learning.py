@@ -64,6 +64,10 @@ def logits(model: GraftedModel) -> Tensor:
     return result
 
 
+def text_of(ids: Tensor) -> str:
+    return str(tiny_tokenizer().decode(ids))
+
+
 def taught_texts(batches: Sequence[TokenBatch]) -> list[str]:
     """What the model sees, as text."""
     tokenizer = tiny_tokenizer()
@@ -297,7 +301,7 @@ class TestSeveralLessons:
         model = grafted()
         other = [{"question": "When did 77 boats sail to Zbrx?", "answers": ["1802"]}]
         batch = batches_of(FACTS[:1], tmp_path)[0]
-        ids = batch.input_ids[:1, : int(batch.attention_mask[0].sum())]
+        ids = next(row[mask][None] for row, mask in zip(batch.input_ids, batch.attention_mask, strict=True) if "Who" in text_of(row[mask]))
         learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
         with torch.no_grad():
             before = model(input_ids=ids).logits

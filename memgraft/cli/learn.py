@@ -65,7 +65,7 @@ def learn(
     scope: Annotated[
         Literal["cues", "everywhere"] | None,
         typer.Option(
-            help="Where the memory is open for the lesson: where the subject of one of its facts came up, or everywhere.",
+            help="Where the lesson is read: where the subject of one of its facts came up, or everywhere.",
             show_default="cues, where each fact has some",
         ),
     ] = None,

@@ -78,9 +78,9 @@ def summary(lesson: dict[str, Any], record: Record) -> str:
     tables = f" ({by_table})" if len(lesson["rows"]) > 1 else ""
     lines.append(f"{rows:,} rows written{tables}{per_batch}; {human_bytes(lesson['bytes'])}")
     if lesson["cues"] is None:
-        lines.append("the memory is open to every text: not all that was taught has cues")
+        lines.append("every text reads it: not all that was taught has cues")
     else:
-        lines.append(f"the memory is open where a fact's subject came up ({lesson['cues']:,} cues), and closed to all else")
+        lines.append(f"read where a fact's subject came up ({lesson['cues']:,} cues), and nowhere else")
     if record.seconds is not None:
         lines.append(f"taught in {record.seconds:.1f} s")
     if not record.overlaps:
