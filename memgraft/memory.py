@@ -164,8 +164,9 @@ class Tables(nn.ModuleDict):
 class MemoryLayer(nn.Module):
     """One memory layer: x ↦ scale · y, optionally gated; added to x by the graft. y = Σ_heads Σ_k weight · V[slot].
 
-    Reads of its own table are soft-thresholded; tables of lessons that are open for some tokens only are read there, in full. With zero rows the output is exactly zero. `on_read` is called with (address, y), y (T, V) being the sum of all reads before
-    scale and gate, on every pass; teaching listens there, and sets `threshold` to 0 meanwhile.
+    Reads of its own table are soft-thresholded; tables of lessons that are open for some tokens only are read there, in full. With zero
+    rows the output is exactly zero. `on_read` is called with (address, y), y (T, V) being the sum of all reads before scale and gate,
+    on every pass; teaching listens there, and sets `threshold` to 0 meanwhile.
     """
 
     query_mean: Tensor
