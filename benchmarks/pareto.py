@@ -2,6 +2,7 @@
 
     python -m benchmarks.pareto --data FOLDER                    # results/pareto: tuning, then the test split
     python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream, rows: one thing varied
+    python -m benchmarks.pareto --study recipe --data FOLDER     # the winners of the tuning split, 200 facts, three seeds
     python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
 
 Two runs at a time, each on half of the cores. Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command
@@ -32,7 +33,12 @@ SMOKE = Sizes(tuning_facts=3, test_facts=4, test_seeds=2, questions=3, text_toke
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.pareto", description="Learning against forgetting, method by method.")
+    return parser_of("python -m benchmarks.pareto", "Learning against forgetting, method by method.").parse_args(argv)
+
+
+def parser_of(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser of the options that make a study."""
+    parser = argparse.ArgumentParser(prog=command, description=description)
     data = os.environ.get("MEMGRAFT_DATA")
     parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
     parser.add_argument("--study", choices=STUDIES, default="pareto", help="what is varied (default: %(default)s)")
@@ -46,7 +52,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, field in Sizes.model_fields.items():
         if name not in ("settings", "passes"):
             parser.add_argument("--" + name.replace("_", "-"), type=int, help=f"{field.description} (default: {field.default})")
-    return parser.parse_args(argv)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,7 +78,8 @@ def study_of(options: argparse.Namespace) -> Study:
     if unknown:
         raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
     given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
-    sizes = (SMOKE if options.smoke else Sizes()).model_copy(update=given)
+    sizes = SMOKE if options.smoke else Sizes(test_facts=200) if options.study == "recipe" else Sizes()
+    sizes = sizes.model_copy(update=given)
     return Study(
         options.study,
         {name: methods[name] for name in options.methods or methods},

@@ -165,16 +165,22 @@ class Study:
 
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
-        if self.name != "pareto":
+        if self.name not in ("pareto", "recipe"):
             split: Split = "tuning" if self.name in FOR_CHOOSING else "test"
             facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
             yield list(self._tasks(split, facts, 0, self.methods))
             return
+        if self.name == "recipe":
+            yield self._test(self.methods)
+            return
         yield list(self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods))
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
-        seeds = [self._tasks("test", self.sizes.test_facts, seed, finalists) for seed in range(self.sizes.test_seeds)]
+        yield self._test(finalists)
+
+    def _test(self, methods: Mapping[str, Sequence[AnyMethod]]) -> list[Task]:
+        seeds = [self._tasks("test", self.sizes.test_facts, seed, methods) for seed in range(self.sizes.test_seeds)]
         # The winners with all seeds, then their neighbours: a study that is stopped has a verdict early.
-        yield [task for same in zip(*seeds, strict=True) for task in same]
+        return [task for same in zip(*seeds, strict=True) for task in same]
 
     @staticmethod
     def _tasks(split: Split, facts: int, seed: int, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
@@ -329,7 +335,7 @@ class Study:
             summary["streams"] = [{"method": run["method"], "along": run.get("along", [])} for run in runs]
         partial = self.output / ".summary.partial"
         partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.output / "summary.json")
+        partial.replace(self.output / ("study.json" if self.name == "recipe" else "summary.json"))
 
 
 def choose_finalists(runs: Sequence[dict[str, Any]], count: int) -> dict[str, list[AnyMethod]]:

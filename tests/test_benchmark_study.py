@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import behind_cues, core_sets, cue_rates, pareto
+from benchmarks.recipe import __main__ as recipe
 from benchmarks.relations import facts_for, relations
 from benchmarks.results import results
 from benchmarks.settings import STUDIES
@@ -132,6 +133,23 @@ def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_el
     assert run["method"] == "lora"
     assert run["scores"]["learned"]["values"] == [1.0, 0.0]
     assert run["scores"]["wikitext"] == {"metric": "text NLL", "values": [3.0, 6.0], "weights": [9.0, 1.0]}
+
+
+def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Path, model: Path, tmp_path: Path) -> None:
+    own = ["--smoke", "--data", str(data), "--model", str(model), "-o", str(tmp_path / "recipe"), "--cache", str(tmp_path / "cache")]
+    own += ["--background-tokens", "512", "--jobs", "1"]
+    assert recipe.main([*own, "--parts", "taught"]) == 0
+    assert recipe.main(own) == 0
+    parts = lines(tmp_path / "recipe" / "parts.jsonl")
+    assert [part["part"] for part in parts] == ["taught", "corrections", "stream"]
+    assert recipe.main(own) == 0
+    assert lines(tmp_path / "recipe" / "parts.jsonl") == parts
+    summary = json.loads((tmp_path / "recipe" / "summary.json").read_text(encoding="utf-8"))
+    found = summary["methods"]["memgraft"]
+    assert found.keys() == {"rows_per_fact", "frames", "locality", "corrections", "stream_retention"}
+    assert found["frames"].keys() == {"few-shot", "zero-shot", "sentence"}  # no chat template
+    assert [point["facts"] for point in found["stream_retention"]["3"]] == [1, 2, 3]
+    assert found["stream_retention"]["3"][-1]["probes"].keys() == {"webquestions", "triviaqa", "popqa", "nq_open", "gsm8k", "wikitext"}
 
 
 def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: Path) -> None:

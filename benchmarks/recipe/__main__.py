@@ -1,0 +1,104 @@
+"""The default recipe, held against what it promises: docs/results.md has the figures.
+
+    python -m benchmarks.recipe --data FOLDER                       # results/recipe: all parts, then summary.json
+    python -m benchmarks.recipe --data FOLDER --parts taught        # one part
+
+Parts, each resumable: `taught` (200 facts in one lesson: frames, near misses, instructions), `corrections` (100 of them and 100 that the
+base knew get other answers), `stream` (1,000 facts, each a lesson of its own). How the recipe compares with others at 200 facts is
+`python -m benchmarks.pareto --study recipe`, whose runs the summary takes up. Lessons go into real stores under --cache.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.pareto import parser_of, study_of
+from benchmarks.recipe.bench import Bench, write_json
+from benchmarks.recipe.corrections import corrections
+from benchmarks.recipe.stream import stream
+from benchmarks.recipe.taught import taught
+from memgraft.comparison.runs import append_run, environment, read_runs, run_id
+from memgraft.errors import MemgraftError
+
+PARTS = ("taught", "corrections", "stream")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is missing. Exit status 1 with one line where something can't be used."""
+    parser = parser_of("python -m benchmarks.recipe", "What the default recipe learns, keeps and leaves alone.")
+    parser.set_defaults(study="recipe", methods=["memory"])
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
+    parser.add_argument("--facts", type=int, default=200, help="of the one lesson (default: %(default)s)")
+    parser.add_argument("--changed", type=int, default=100, help="facts that get another answer, of each kind (default: %(default)s)")
+    parser.add_argument("--stream-facts", type=int, default=1000, help="facts of the stream (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="how often each part is run (default: %(default)s)")
+    options = parser.parse_args(argv)
+    if options.smoke:
+        options.facts, options.changed, options.stream_facts = 4, 2, 3
+    try:
+        study = study_of(options)
+        bench = Bench(study, options.cache / "recipe")
+        tasks: dict[str, tuple[Callable[..., dict[str, Any]], dict[str, int]]] = {
+            "taught": (taught, {"facts": options.facts}),
+            "corrections": (corrections, {"facts": options.facts, "changed": options.changed}),
+            "stream": (stream, {"facts": options.stream_facts}),
+        }
+        path = study.output / "parts.jsonl"
+        for seed in range(options.seeds):
+            for name in options.parts:
+                part, sizes = tasks[name]
+                settings = {"part": name, **sizes, "seed": seed, "questions": study.sizes.questions, **study.identity}
+                if run_id(settings) not in read_runs(path):
+                    result = part(bench, seed=seed, **sizes)
+                    append_run(
+                        path, {"id": run_id(settings), **settings, **result, "environment": environment(torch.device(options.device))}
+                    )
+        write_json(study.output / "summary.json", summary(study.output))
+    except MemgraftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    """The parts, and what the study measured of each method, with intervals."""
+    parts: dict[str, list[dict[str, Any]]] = {}
+    for run in read_runs(folder / "parts.jsonl").values():
+        parts.setdefault(run["part"], []).append({name: value for name, value in run.items() if name not in ("id", "part", "environment")})
+    study = folder / "study.json"
+    methods: dict[str, Any] = {"memgraft": {}}
+    if study.exists():
+        compared = json.loads(study.read_text(encoding="utf-8"))["test"]
+        for setting in compared["settings"]:
+            name = {"memory": "memgraft"}.get(setting["method"], setting["method"])
+            wanted = ("label", "seeds", "learned_f1", "control_f1", "net_f1", "rows_per_fact", "bytes", "seconds", "probes")
+            measures = {"d_text_nll": "text_nll", "d_qa_f1_rel": "qa_f1"}
+            methods[name] = {
+                **{field: setting[field] for field in wanted if field in setting},
+                **{measure: setting["forgotten"][pool] for measure, pool in measures.items()},
+                "d_gsm8k_nll": setting["probes"]["gsm8k"]["change"],
+            }
+    own = methods["memgraft"]
+    for run in parts.get("taught", [])[:1]:
+        own.setdefault("rows_per_fact", run["rows_per_fact"])
+        own["frames"] = run["frames"]
+        own["locality"] = {name: _counts(run[name]) for name in ("near_misses", "same_subject", "instructions")}
+    for run in parts.get("corrections", [])[:1]:
+        own["corrections"] = {"taught": run["taught"], "known": run["known"], "near_misses": _counts(run["near_misses"])}
+    for run in parts.get("stream", []):
+        own.setdefault("stream_retention", {})[str(run["facts"])] = run["points"]
+    return {"methods": methods, "parts": parts}
+
+
+def _counts(part: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in part.items() if name != "moved"}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,124 @@
+"""What the parts of the recipe benchmark share: the facts, what the base answers, and a real memory store that lessons go into."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.splits import split_of
+from benchmarks.study import SHOTS, Study
+from memgraft.comparison.grid import memory
+from memgraft.data import ExampleSet
+from memgraft.examples import Fact
+from memgraft.grafted import GraftedModel
+from memgraft.history import History
+from memgraft.learning import learn
+from memgraft.probes import QuestionRow, f1, generate_answers
+from memgraft.probes.likelihood import answer_sums
+from memgraft.probes.measuring import few_shot_prompts
+from memgraft.store import MemoryStore
+from memgraft.teaching import Recipe
+
+SURE = 0.5  # probability of its own answer from which on the base counts as knowing what it says
+
+
+class Known(NamedTuple):
+    """What the base answers to a question."""
+
+    answer: str
+    probability: float  # of the whole answer
+    f1: float
+
+
+class Bench:
+    """A study's model and data, with stores of lessons under its cache.
+
+    Args:
+        folder: where stores and the base's answers are kept, so that a killed benchmark goes on.
+    """
+
+    def __init__(self, study: Study, folder: Path) -> None:
+        self.study, self.folder = study, folder
+        self.tokenizer = study.workshop.tokenizer
+        self._known: dict[str, Known] = {}
+
+    def rows_of(self, split: str) -> list[int]:
+        """Numbers of the data set's rows that are in a split."""
+        return [number for number, row in enumerate(self.study.rows) if split_of(row) == split]
+
+    def known(self, questions: Sequence[QuestionRow]) -> list[Known]:
+        """What the base answers to each question, five examples in front; asked once and kept."""
+        path = self.folder / "known.json"
+        if not self._known and path.exists():
+            kept = json.loads(path.read_text(encoding="utf-8"))
+            if kept["identity"] == self.study.identity:
+                self._known = {question: Known(*values) for question, values in kept["known"].items()}
+        asked = [row for row in questions if row.question not in self._known]
+        if asked:
+            grafted = self.study.workshop.grafted(memory())
+            with grafted.without_memory():
+                prompts = few_shot_prompts(asked, SHOTS)
+                answers = generate_answers(grafted.base, self.tokenizer, prompts)
+                said = [index for index, answer in enumerate(answers) if answer]
+                sums = answer_sums(grafted.base, self.tokenizer, [prompts[i] for i in said], [answers[i] for i in said])
+            sure = dict(zip(said, (math.exp(-total) for total in sums.totals), strict=True))
+            for index, row in enumerate(asked):
+                score = f1(answers[index], row.answers)
+                self._known[row.question] = Known(answers[index], round(sure.get(index, 0.0), 6), score)
+            write_json(path, {"identity": self.study.identity, "known": self._known})
+        return [self._known[row.question] for row in questions]
+
+    def question(self, number: int) -> QuestionRow:
+        """A row of the data set as a question."""
+        row = self.study.rows[number]
+        return QuestionRow(question=row["question"], answers=tuple(row["answers"]))
+
+    def stored(self, name: str) -> GraftedModel:
+        """The memory of the store of that name, empty at first. One store at a time: they share the model."""
+        grafted = self.study.workshop.grafted(memory())
+        path = self.folder / name
+        grafted.history = History(MemoryStore.open(path) if path.exists() else None)
+        grafted.recall()
+        if grafted.history.store is None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            grafted.save(path)
+        return grafted
+
+    def learn(self, grafted: GraftedModel, facts: Sequence[Fact], message: str, seed: int) -> None:
+        """Teach facts as a lesson of that message by the default recipe, and save it. Nothing to do where it is there already."""
+        store = grafted.history.store
+        assert store is not None
+        if any(entry.message == message for entry in store.history()):
+            return
+        print(f"teaching {len(facts)} facts: {message}", file=sys.stderr, flush=True)
+        learn(grafted, example_set(facts), message=message, recipe=Recipe(seed=seed), test=False)
+        grafted.save(store.path)
+
+    def ask(self, grafted: GraftedModel, questions: Sequence[QuestionRow]) -> list[str]:
+        """The model's answers, five examples in front."""
+        return generate_answers(grafted.base, self.tokenizer, few_shot_prompts(questions, SHOTS))
+
+
+def example_set(facts: Sequence[Fact]) -> ExampleSet:
+    """Facts as if they had been read from a file."""
+    text = "".join(fact.model_dump_json() + "\n" for fact in facts)
+    return ExampleSet("facts.jsonl", hashlib.sha256(text.encode()).hexdigest(), tuple(facts))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces a file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def stays(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
+    """How many answers are the same as before."""
+    same = sum(one == other for one, other in zip(before, after, strict=True))
+    return {"questions": len(before), "same": same, "share": round(same / len(before), 4) if before else None}

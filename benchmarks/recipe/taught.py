@@ -1,0 +1,150 @@
+"""200 facts taught as one lesson: asked in several frames, and beside them what must stay as it was.
+
+Near misses ask the taught relations about other subjects, and other relations about the taught subjects; they count where the base
+is sure of its answer, right or wrong. Instructions are general ones, in the chat template.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence, Set
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from benchmarks.recipe.bench import SURE, Bench, stays
+from benchmarks.relations import relations
+from benchmarks.study import Material, Task
+from memgraft.comparison.methods import Base
+from memgraft.grafted import GraftedModel
+from memgraft.probes import QAProbe, QuestionRow, answer_nll, chat_prompt, generate_answers, measure, normalise
+
+INSTRUCTIONS = Path(__file__).with_name("instructions.txt")
+OTHER_RELATIONS = 5  # asked about each taught subject
+ANSWER_TOKENS = 48  # of an answer to an instruction, or one in a chat
+SENTENCES = (
+    ("What is the capital of Norway?", "The capital of Norway is Oslo."),
+    ("Who wrote Pride and Prejudice?", "Pride and Prejudice was written by Jane Austen."),
+    ("Where is the Louvre?", "The Louvre is a museum in Paris."),
+    ("What is the chemical symbol of iron?", "The chemical symbol of iron is Fe."),
+)
+
+
+def taught(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
+    """Teach, then measure. The lesson stays in the store for `corrections`."""
+    material = bench.study.material(Task("test", facts, seed, "base", Base()))
+    grafted = bench.stored(f"seed-{seed}")
+    bench.learn(grafted, material.lesson.facts, "taught", seed)
+    commit = grafted.history.commit(grafted.history.active()[0])
+    changed = sum(len(rows) for rows in commit.changes.values())
+    return {
+        "rows_per_fact": changed / facts,
+        "seconds_per_fact": commit.record["seconds"] / facts,
+        "frames": frames(bench, grafted, material),
+        "near_misses": near_misses(bench, grafted, material),
+        "same_subject": same_subject(bench, grafted, material),
+        "instructions": instructions(grafted) if grafted.tokenizer.chat_template else {},
+    }
+
+
+def frames(bench: Bench, grafted: GraftedModel, material: Material) -> dict[str, Any]:
+    """Learned and control facts in the test's frame, without examples, in a chat, and in answers that are whole sentences.
+
+    F1 of the answer, and `holds`, how often a right answer occurs in it; the base's beside both.
+    """
+    found: dict[str, Any] = {}
+    for probe in material.probes:
+        asked = {
+            "few-shot": probe,
+            "zero-shot": probe.model_copy(update={"shots": 0}),
+        }
+        if grafted.tokenizer.chat_template:
+            asked["chat"] = probe.model_copy(update={"frame": "chat", "max_new_tokens": ANSWER_TOKENS})
+        for name, each in asked.items():
+            found.setdefault(name, {})[probe.name] = scored(grafted, each)
+        found.setdefault("sentence", {})[probe.name] = sentences(grafted, probe)
+    return found
+
+
+def scored(grafted: GraftedModel, probe: QAProbe) -> dict[str, Any]:
+    """F1 and `holds` with the memory and without."""
+
+    def scores() -> dict[str, float]:
+        outcomes = measure(probe, grafted.base, grafted.tokenizer).outcomes
+        held = [holds(outcome["prediction"], row) for outcome, row in zip(outcomes, probe.questions, strict=True)]
+        return {"f1": round(fmean(outcome["f1"] for outcome in outcomes), 4), "holds": round(fmean(held), 4)}
+
+    with grafted.without_memory():
+        base = scores()
+    return {**scores(), "base": base}
+
+
+def sentences(grafted: GraftedModel, probe: QAProbe) -> dict[str, Any]:
+    """`holds` after examples that answer in whole sentences."""
+    examples = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in SENTENCES)
+    prompts = [f"{examples}Question: {row.question}\nAnswer:" for row in probe.questions]
+
+    def score() -> float:
+        answers = generate_answers(grafted.base, grafted.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS)
+        return round(fmean(holds(answer, row) for answer, row in zip(answers, probe.questions, strict=True)), 4)
+
+    with grafted.without_memory():
+        base = score()
+    return {"holds": score(), "base": {"holds": base}}
+
+
+def holds(answer: str, row: QuestionRow) -> bool:
+    """Whether a right answer occurs in what was written, word by word."""
+    words = f" {normalise(answer)} "
+    return any(f" {normalise(right)} " in words for right in row.answers if normalise(right))
+
+
+def near_misses(bench: Bench, grafted: GraftedModel, material: Material, but: Set[str] = frozenset()) -> dict[str, Any]:
+    """Questions of the taught relations about subjects that were not taught, `but` for some."""
+    rows = bench.study.rows
+    subjects = {subject_of(rows[number]) for number in material.selection.taught} | but
+    asked = {rows[number]["relation"] for number in material.selection.taught}
+    others = [n for n in bench.rows_of("test") if rows[n]["relation"] in asked and subject_of(rows[n]) not in subjects]
+    return unmoved(bench, grafted, [bench.question(number) for number in others])
+
+
+def same_subject(bench: Bench, grafted: GraftedModel, material: Material) -> dict[str, Any]:
+    """Questions of other relations about the taught subjects, whether or not they make sense of them."""
+    order, found = random.Random(0), {}
+    for number in material.selection.taught:
+        row = bench.study.rows[number]
+        others = [relation for relation in relations().values() if relation.id != row["relation"]]
+        for relation in order.sample(others, OTHER_RELATIONS):
+            question = relation.test.replace("{s}", subject_of(row))
+            found[question] = QuestionRow(question=question, answers=("?",))
+    return unmoved(bench, grafted, list(found.values()))
+
+
+def unmoved(bench: Bench, grafted: GraftedModel, questions: Sequence[QuestionRow]) -> dict[str, Any]:
+    """Of the questions whose answer the base is sure of, how many are answered as before; and those that are not, by number."""
+    sure = [(row, known.answer) for row, known in zip(questions, bench.known(questions), strict=True) if known.probability >= SURE]
+    after = bench.ask(grafted, [row for row, _ in sure]) if sure else []
+    moved = [
+        {"question": row.question, "before": answer, "after": now} for (row, answer), now in zip(sure, after, strict=True) if answer != now
+    ]
+    return {**stays([answer for _, answer in sure], after), "moved": moved}
+
+
+def instructions(grafted: GraftedModel) -> dict[str, Any]:
+    """How likely the base finds what the taught model answers to general instructions, beside its own answers, in nats per token."""
+    lines = INSTRUCTIONS.read_text(encoding="utf-8").splitlines()
+    prompts = [chat_prompt(grafted.tokenizer, line) for line in lines]
+
+    def answers() -> list[str]:
+        return generate_answers(grafted.base, grafted.tokenizer, prompts, max_new_tokens=ANSWER_TOKENS, stop="\0")
+
+    now = answers()
+    with grafted.without_memory():
+        before = answers()
+        nll = [fmean(answer_nll(grafted.base, grafted.tokenizer, prompts, each)) for each in (before, now)]
+    return {**stays(before, now), "base_nll": round(nll[0], 4), "taught_nll": round(nll[1], 4)}
+
+
+def subject_of(row: dict[str, Any]) -> str:
+    """The subject that a row of the data set asks about."""
+    return relations()[row["relation"]].subject(row["question"])
