@@ -73,12 +73,12 @@ def measure_rates(workshop: Workshop, data: Path, counts: Sequence[int], questio
             continue
         cues = found.cues
 
-        def of_own(questions: Sequence[str], cues: Cues = cues) -> float:
+        def of_own(questions: Sequence[str], cues: Cues = cues, count: int = count) -> float:
             """How many questions open the memory by the cues of the fact that they ask for."""
             hits = 0
             for number, ids in enumerate(prompts(questions)):
-                mine = cues.facts == number
-                own = Cues(cues.keys[mine], cues.least[mine], torch.zeros(int(mine.sum()), dtype=torch.int64))
+                mine = cues.facts % count == number
+                own = Cues(cues.keys[mine], cues.least[mine], (cues.facts[mine] != number).long())  # in both cases
                 hits += bool(opened(grafted, own, [ids])[0][-1])
             return round(hits / len(questions), 4)
 

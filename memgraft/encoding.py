@@ -35,6 +35,7 @@ class TokenBatch:
     writable: Tensor | None = None  # (S, T) bool: tokens whose reads may be written, those of the example itself; None: all
     rounds: tuple[int, ...] = (0,)  # the sequence with which each round starts; a pass teaches one round, in turn
     supersedes: str | None = None  # id of the earlier fact that this one replaces
+    lower: TokenBatch | None = None  # some of the sequences in lower case: what cues sound like there; not taught
 
     def __len__(self) -> int:
         return len(self.input_ids)

@@ -33,10 +33,13 @@ CLOSELY = 0.95  # share of the likeness within its own wordings that a token nee
 
 
 class Found(NamedTuple):
-    """The cues of facts, and the token that each one was in the wording it was found in."""
+    """The cues of facts, and the token that each one was in the wording it was found in.
+
+    Of n facts those of fact i are numbered i, and those of its lower-case wordings n + i.
+    """
 
     cues: Cues
-    tokens: list[list[int]]  # fact by fact
+    tokens: list[list[int]]  # fact by fact, in both cases
 
 
 def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | None:
@@ -49,7 +52,12 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
         return None
     world = world_queries(model)
     found = [_cues_of(model, wordings, world) for wordings in candidates]
-    return Found(Cues.joined((each.cues for each in found), model.config.query_dim), [each.tokens[0] for each in found])
+    low = [_cues_of(model, _candidates(batch.lower), world) for batch in batches if batch.lower is not None]
+    if len(low) < len(found):  # the numbers of facts would not fit
+        low = []
+    cues = Cues.joined((each.cues for each in (*found, *low)), model.config.query_dim)
+    tokens = [each.tokens[0] for each in found]
+    return Found(cues, [own + other.tokens[0] for own, other in zip(tokens, low, strict=True)] if low else tokens)
 
 
 def world_queries(model: GraftedModel) -> Tensor:

@@ -21,6 +21,10 @@ def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
     return {id: superseded if isinstance(superseded, str) else None for id, superseded in taught.items()}
 
 
+def _again(id: str) -> str:
+    return f"the lesson {id[:12]} is active already; revert it first to learn it again"
+
+
 class History:
     """Learned and reverted lessons, in order. Nothing reaches the store before `save`."""
 
@@ -70,10 +74,21 @@ class History:
         other._pending, other._stored, other._active = list(self._pending), list(self._stored), dict(self._active)
         return other
 
+    def refuse_again(self, header: Mapping[str, Any]) -> None:
+        """StoreError where an active lesson with cues has this header: taught again, it would come out the same."""
+        for id, known in self._active.items():
+            if known is None:
+                assert self.store is not None
+                found = self.store.header(id)
+            else:
+                found = known.header()
+            if all(found[key] == value for key, value in header.items()) and self.cues(id) is not None:
+                raise StoreError(_again(id))
+
     def learn(self, commit: Commit) -> None:
         """Add a lesson. Raises StoreError where the same one is active already."""
         if commit.id in self._active:
-            raise StoreError(f"the lesson {commit.id[:12]} is active already; revert it first to learn it again")
+            raise StoreError(_again(commit.id))
         self._active[commit.id] = commit
         self._pending.append(("learn", commit))
 
@@ -115,7 +130,8 @@ class History:
         records = {id: self._record(id) for id in self._active}
         for id in reversed(records):
             ids = records[id].get("ids")
-            closed[id] = {number for number, fact in enumerate(ids) if fact in later} if isinstance(ids, list) else set()
+            facts = ids if isinstance(ids, list) else []
+            closed[id] = {number for number, fact in enumerate(facts + facts) if fact in later}  # as they stand, and in lower case
             later.update(superseded for superseded in facts_taught(records[id]).values() if superseded is not None)
         for id in self._active:
             if self.cues(id) is not None:

@@ -18,6 +18,7 @@ from memgraft.data import ExampleSet, read_examples
 from memgraft.encoding import TokenBatch, chunk, encode, joined
 from memgraft.errors import DataError, MemgraftError, StoreError, TeachingError
 from memgraft.examples import Example, Fact, Text
+from memgraft.finding import MOST_WORDINGS
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
 from memgraft.history import facts_taught
@@ -51,10 +52,16 @@ def prepare(
 
     def wordings(example: Example, turn: int) -> tuple[Wording, ...]:
         seed = recipe.seed * 1000 + turn
-        return teach_wordings(example, count=recipe.wordings, seed=seed, contexts=contexts, chat=chat, eos=eos)
+        return teach_wordings(
+            example, count=recipe.wordings, seed=seed, contexts=contexts, chat=chat, eos=eos, lower_case=recipe.lower_case
+        )
 
     def tokens(parts: Sequence[Wording], name: str) -> TokenBatch:
         return encode(parts, tokenizer, name=name, max_length=max_length, loss=recipe.loss)
+
+    def lower_case(fact: Fact) -> TokenBatch:
+        parts = teach_wordings(fact, count=MOST_WORDINGS, seed=recipe.seed * 1000, contexts=contexts, chat=chat)
+        return tokens([part.lower() for part in parts], fact.name)
 
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
@@ -65,7 +72,7 @@ def prepare(
                 fresh = wordings(example, turn)  # at least one for each question and statement, which may be more than a round takes
                 among = max(1, round(len(fresh) / recipe.wordings))
                 rounds += [tokens(fresh[first::among], example.name) for first in range(among)]
-            return [replace(joined(rounds[: recipe.passes]), supersedes=example.supersedes)]
+            return [replace(joined(rounds[: recipe.passes]), supersedes=example.supersedes, lower=lower_case(example))]
         if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]
@@ -174,6 +181,7 @@ def learn(
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
+    model.history.refuse_again(Commit({}, message, recipe.model_dump(mode="json"), examples.sha256).header())
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
     keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
     probe = test_questions(examples.examples) if test else None

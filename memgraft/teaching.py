@@ -52,6 +52,7 @@ class Recipe(Config):
     )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
     wordings: int = Field(4, gt=0, description="wordings a fact in each pass; every pass has its own")
+    lower_case: float = Field(0.25, ge=0, le=1, description="share of a fact's questions that are asked in lower case")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
     scope: Literal["cues", "everywhere"] = Field(

@@ -58,6 +58,10 @@ class Wording:
         ):
             raise ValueError(f"spans must be ordered, apart, not empty and within {len(self.text)} characters, got {self.spans}")
 
+    def lower(self) -> Wording:
+        """The same in lower case, character by character; those that would become several ("İ") stay."""
+        return replace(self, text="".join(low if len(low := each.lower()) == 1 else each for each in self.text))
+
 
 def teach_wordings(
     example: Example,
@@ -67,19 +71,21 @@ def teach_wordings(
     contexts: Sequence[QAPair],
     chat: Renderer | None,
     eos: str = "",
+    lower_case: float = 0.0,
 ) -> tuple[Wording, ...]:
     """The wordings that teach an example, the same for the same seed and content (line and id don't matter).
 
     A fact gives `count` of them (12 by default): its statements as plain text and each of its questions at least once, even
     where that makes more; never a held-out wording, nor any two alike, which can make fewer. Its first answer is the one taught.
     Other examples give one each. `contexts` is the pool of unrelated questions, `chat` renders conversations (see
-    `chat_renderer`; None: the model has no chat format), `eos` ends a completion.
+    `chat_renderer`; None: the model has no chat format), `eos` ends a completion. `lower_case` is the share of a fact's questions
+    that are asked in lower case, with the answer as it stands.
 
     Raises DataError for messages where there is no chat format, or one that does not keep the turns as they are written.
     """
     match example:
         case Fact():
-            return _fact_wordings(example, DEFAULT_COUNT if count is None else count, seed, contexts, chat)
+            return _fact_wordings(example, DEFAULT_COUNT if count is None else count, seed, contexts, chat, lower_case)
         case Text():
             return (Wording(example.text, ((0, len(example.text)),), fields="text"),)
         case Completion():
@@ -115,7 +121,9 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer | None:
     return render
 
 
-def _fact_wordings(fact: Fact, count: int, seed: int, contexts: Sequence[QAPair], chat: Renderer | None) -> tuple[Wording, ...]:
+def _fact_wordings(
+    fact: Fact, count: int, seed: int, contexts: Sequence[QAPair], chat: Renderer | None, lower_case: float
+) -> tuple[Wording, ...]:
     answer = fact.answers[0]
     content = json.dumps([seed, fact.questions, answer, fact.sentences])
     rng = random.Random(hashlib.sha256(content.encode()).digest())
@@ -131,7 +139,8 @@ def _fact_wordings(fact: Fact, count: int, seed: int, contexts: Sequence[QAPair]
         # Every second use of a wording has context, and every second wording starts with it.
         before = rng.sample(pool, min(rng.randint(1, _MAX_CONTEXTS), len(pool))) if (use + which) % 2 == odd else []
         frame = next(frames)
-        target = QAPair(fact.questions[which], answer)
+        low = int((slot + seed + 1) * lower_case) > int((slot + seed) * lower_case)  # evenly over the passes' seeds
+        target = QAPair(fact.questions[which].lower() if low else fact.questions[which], answer)
         fields = "paraphrases/answers" if which else "question/answers"
         if isinstance(frame, Frame):
             wordings.append(replace(_framed(frame, target, before, rng), fields=fields))

@@ -169,6 +169,7 @@ class TestWhatIsFound:
         stopped.save(store_of(stopped).path)
         assert (store_of(stopped).path / NAME).exists(), "as after a kill between the commit and the clean-up"
         forget(stopped)
+        stopped.revert(stopped.history.active()[0])
         teach(stopped, facts, recipe(), stop_at=None)
 
     @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "link", "text"])

@@ -314,3 +314,13 @@ def test_the_shipped_pools_are_filled_and_share_no_question():
     assert len(shots) >= 4
     assert all(pair.question and pair.answer for pair in (*contexts, *shots))
     assert not {normalise(pair.question) for pair in contexts} & {normalise(pair.question) for pair in shots}
+
+
+@given(st.text(max_size=30))
+def test_lower_case_keeps_every_character_in_its_place(text):
+    wording = Wording(text + "Answer", ((len(text), len(text) + 6),), own=len(text))
+    low = wording.lower()
+    assert len(low.text) == len(wording.text)
+    assert (low.spans, low.own) == (wording.spans, wording.own)
+    assert learned(low) == ["answer"]
+    assert all(one == other or one.lower() == other for one, other in zip(wording.text, low.text, strict=True))

@@ -107,8 +107,8 @@ class Workshop:
         self._prefix_bytes = prefix_bytes
 
     def prepare(self, facts: Sequence[Fact], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
-        """One batch a fact, with a round of wordings for each of `passes`, the same for every method."""
-        recipe = Recipe(passes=passes, wordings=wordings, seed=seed)
+        """One batch a fact, with a round of wordings for each of `passes`, the same for every method; no question is put in lower case."""
+        recipe = Recipe(passes=passes, wordings=wordings, seed=seed, lower_case=0)
         return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20)
 
     def background(self, name: str = SELF_WRITTEN) -> list[str]:

@@ -103,9 +103,9 @@ def test_self_written_text_is_kept_in_the_cache(tmp_path: Path) -> None:
 def test_peak_memory_sees_what_was_allocated() -> None:
     with peak_memory(torch.device("cpu")) as peak:
         before = peak()
-        block = torch.ones(64 * 2**20, dtype=torch.uint8)
+        block = torch.ones(256 * 2**20, dtype=torch.uint8)  # much, as the system may take other pages away meanwhile
         after = peak()
         del block
     assert before is not None
     assert after is not None
-    assert after - before > 48 * 2**20
+    assert after - before > 64 * 2**20

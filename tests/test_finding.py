@@ -1,0 +1,57 @@
+"""Cues of facts as they stand and in lower case, on a random model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from memgraft.cues import Cues
+from memgraft.encoding import TokenBatch
+from memgraft.finding import find_cues
+from memgraft.grafted import GraftedModel
+from tests.test_learning import FACTS, batches_of, grafted
+
+
+@pytest.fixture
+def batches(tmp_path: Path) -> list[TokenBatch]:
+    return batches_of(FACTS[:2], tmp_path)
+
+
+def opens(model: GraftedModel, cues: Cues, batch: TokenBatch) -> list[bool]:
+    """Whether each sequence opens a lesson with these cues."""
+    model.assign_rows({}, cues)
+    found = []
+    for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True):
+        with torch.no_grad():
+            model(input_ids=ids[mask][None])
+        found.append(bool(model.opened))
+    return found
+
+
+def part(cues: Cues, fact: int) -> Cues:
+    own = cues.facts == fact
+    return Cues(cues.keys[own], cues.least[own], torch.zeros(int(own.sum()), dtype=torch.int64))
+
+
+def test_lower_case_wordings_have_cues_of_their_own(batches: list[TokenBatch]) -> None:
+    model = grafted()
+    found, cased = find_cues(model, batches), find_cues(model, [replace(batch, lower=None) for batch in batches])
+    assert found is not None
+    assert cased is not None
+    assert (found.cues.fact_count, cased.cues.fact_count) == (4, 2)
+    assert [part(found.cues, fact) for fact in range(2)] == [part(cased.cues, fact) for fact in range(2)]
+    assert [len(tokens) for tokens in found.tokens] == [sum(len(part(found.cues, fact + turn)) for turn in (0, 2)) for fact in range(2)]
+    low = [replace(batch.lower, lower=None) for batch in batches if batch.lower is not None]
+    assert len(low) == 2
+    for fact, batch in enumerate(low):
+        assert sum(opens(model, part(found.cues, 2 + fact), batch)) >= 0.7 * len(batch)
+
+
+def test_a_fact_without_lower_case_wordings_leaves_all_without(batches: list[TokenBatch]) -> None:
+    found = find_cues(grafted(), [batches[0], replace(batches[1], lower=None)])
+    assert found is not None
+    assert found.cues.fact_count == 2
+    assert len(found.tokens) == 2
