@@ -123,6 +123,8 @@ class Cues:
         return self._opened_by(other) or other._opened_by(self)
 
     def _opened_by(self, other: Cues) -> bool:
+        if not bool((other.keys @ self.keys.T > self.least).any()):
+            return False
         return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in range(other.fact_count))
 
     def without(self, facts: Iterable[int]) -> Cues:

@@ -83,6 +83,7 @@ class GraftedModel(nn.Module):
         self.history = History()
         self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens the last pass read it
         self._scopes = Scopes((), config.query_dim)
+        self._remembered: dict[tuple[str, frozenset[int]], Scoped] = {}  # by lesson and the facts of it that are closed
         self._enabled = True
         self._handles = [
             # Not a closure: a deep copy of this model must read its own memory.
@@ -232,8 +233,16 @@ class GraftedModel(nn.Module):
 
     def remembered(self, history: History, superseded: Iterable[str] = ()) -> State:
         """What the active lessons of a history add up to."""
-        scoped = tuple(self._scoped(changes, cues) for changes, cues in history.scoped(superseded))
-        return State(history.state(self.config.tables, self.config.hidden_size), scoped)
+        scoped: dict[tuple[str, frozenset[int]], Scoped] = {}
+        for key in history.scoped(superseded).items():
+            known = self._remembered.get(key)
+            if known is None:
+                changes, cues = history.content(key[0])
+                assert cues is not None
+                known = self._scoped(changes, cues.without(key[1]) if key[1] else cues)
+            scoped[key] = known
+        self._remembered = scoped
+        return State(history.state(self.config.tables, self.config.hidden_size), tuple(scoped.values()))
 
     def save(self, path: str | Path) -> None:
         """Write the memory to a store: new lessons and reverts into its own store, everything into a new one."""

@@ -10,7 +10,7 @@ from memgraft.commits import Commit, DataFile, Rows, sum_rows
 from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
-from memgraft.store.lessons import Content, overlap_of
+from memgraft.store.lessons import overlap_of, read_together
 
 
 def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
@@ -104,9 +104,10 @@ class History:
         """Which of the other active lessons wrote to slots of this one and are read by the same texts."""
         found = []
         for id in others:
+            if not read_together(commit.cues, self.cues(id)):
+                continue
             other = self.commit(id)
-            slots = {name: rows.slots for name, rows in other.changes.items()}
-            overlap = overlap_of(id, other.message, Content(commit.changes, commit.cues), slots, other.cues)
+            overlap = overlap_of(id, other.message, commit.changes, {name: rows.slots for name, rows in other.changes.items()})
             if overlap is not None:
                 found.append(overlap)
         return tuple(found)
@@ -115,29 +116,26 @@ class History:
         """Per value table the fp32 sum, in order, of the changes of the active lessons that every text reads."""
         if self.store is not None and self.saved and self.store.active() == self.active():
             return self.store.state()
-        everywhere = [changes for changes, cues in map(self._content, self._active) if cues is None]
+        everywhere = [changes for changes, cues in map(self.content, self._active) if cues is None]
         return {name: sum_rows((changes[name] for changes in everywhere if name in changes), width) for name in tables}
 
-    def scoped(self, superseded: Iterable[str] = ()) -> Iterator[tuple[Mapping[str, Rows], Cues]]:
-        """The changes of the active lessons that have cues, and the cues, in order, one lesson at a time.
+    def scoped(self, superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
+        """The active lessons that have cues, in order, with the facts of each (as their cues number them) that open nothing any more.
 
-        Facts that a later lesson superseded open nothing any more: the old answer is not read beside the new one.
+        Those are the facts that a later lesson superseded: the old answer is not to be read beside the new one.
 
         Args:
             superseded: ids of facts that are superseded as well.
         """
-        later, closed = set(superseded), dict[str, set[int]]()
-        records = {id: self._record(id) for id in self._active}
-        for id in reversed(records):
-            ids = records[id].get("ids")
-            facts = ids if isinstance(ids, list) else []
-            closed[id] = {number for number, fact in enumerate(facts + facts) if fact in later}  # as they stand, and in lower case
-            later.update(superseded for superseded in facts_taught(records[id]).values() if superseded is not None)
-        for id in self._active:
+        later, closed = set(superseded), dict[str, frozenset[int]]()
+        for id in reversed(self._active):
+            record = self._record(id)
+            ids = record.get("ids")
             if self.cues(id) is not None:
-                changes, cues = self._content(id)
-                assert cues is not None
-                yield changes, cues.without(closed[id]) if closed[id] else cues
+                facts = ids if isinstance(ids, list) else []
+                closed[id] = frozenset(number for number, fact in enumerate(facts * 2) if isinstance(fact, str) and fact in later)
+            later.update(old for old in facts_taught(record).values() if old is not None)
+        return dict(reversed(closed.items()))
 
     def cues(self, id: str) -> Cues | None:
         """The cues of an active lesson, by its full id; None where every text reads it."""
@@ -154,7 +152,8 @@ class History:
         del other._active[id]
         return other
 
-    def _content(self, id: str) -> tuple[Mapping[str, Rows], Cues | None]:
+    def content(self, id: str) -> tuple[Mapping[str, Rows], Cues | None]:
+        """The row changes of an active lesson, by its full id, and its cues."""
         known = self._active[id]
         if known is not None:
             return known.changes, known.cues

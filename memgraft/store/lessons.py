@@ -198,21 +198,17 @@ def read_header_copy(path: Path) -> str | None:
         raise _damaged(str(path), str(error)) from error
 
 
-def overlap_of(commit: str, message: str, content: Content, later: Mapping[str, Tensor], later_cues: Cues | None) -> Overlap | None:
-    """What taking a lesson away takes from the slots of a later one; None where no text reads the same slots of both.
+def read_together(one: Cues | None, other: Cues | None) -> bool:
+    """Whether some text reads both of two lessons, as far as their cues tell."""
+    return one is None or other is None or one.meets(other)
 
-    Lessons that both have cues share nothing, whatever their slots, unless texts about a fact of one open the other.
 
-    Args:
-        content: of the lesson that is taken away.
-        later: slots of the later one, per table.
-    """
+def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Mapping[str, Tensor]) -> Overlap | None:
+    """What taking `changes` away takes from the slots of a later lesson that is read together; None where they share no slot."""
     import torch
 
-    if content.cues is not None and later_cues is not None and not content.cues.meets(later_cues):
-        return None
     shared, square = 0, 0.0
-    for table, rows in content.changes.items():
+    for table, rows in changes.items():
         theirs = later.get(table)
         if theirs is not None and len(theirs):
             mask = theirs[torch.searchsorted(theirs, rows.slots).clamp(max=len(theirs) - 1)] == rows.slots

@@ -117,7 +117,9 @@ def _shared(
     for other in other_ids:
         content = others.content(other)
         for id in ids:
-            overlap = lessons.overlap_of(id, messages[id], content, slots[id], cues[id])
+            if not lessons.read_together(content.cues, cues[id]):
+                continue
+            overlap = lessons.overlap_of(id, messages[id], content.changes, slots[id])
             if overlap is not None:
                 yield Conflict(id, messages[id], other, messages[other], overlap.shared_slots, overlap.l2)
 

@@ -178,7 +178,8 @@ class StoreReader:
         messages = {entry.commit: entry.message for entry in manifest.history}
         found = []
         for later in active[active.index(id) + 1 :]:
-            found.append(lessons.overlap_of(later, messages[later], content, self.slots(later), self.cues(later)))
+            if lessons.read_together(content.cues, self.cues(later)):
+                found.append(lessons.overlap_of(later, messages[later], content.changes, self.slots(later)))
         return [overlap for overlap in found if overlap is not None]
 
     def content(self, id: str) -> lessons.Content:

@@ -205,9 +205,8 @@ class MemoryStore(StoreReader):
         def learn(draft: Draft) -> None:
             draft.learn(commit)
             messages = {entry.commit: entry.message for entry in draft.manifest.history}
-            content = lessons.Content(commit.changes, commit.cues)
-            active = draft.manifest.active()
-            shared = (lessons.overlap_of(id, messages[id], content, self.slots(id), self.cues(id)) for id in active)
+            together = (id for id in draft.manifest.active() if lessons.read_together(commit.cues, self.cues(id)))
+            shared = (lessons.overlap_of(id, messages[id], commit.changes, self.slots(id)) for id in together)
             found.extend(overlap for overlap in shared if overlap)
             if found and overlap == "refuse":
                 raise StoreError(

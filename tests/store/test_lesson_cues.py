@@ -30,6 +30,10 @@ def cued(lesson: Lesson, message: str, cues: Cues | None, slot: int = 3) -> Comm
     return replace(lesson(message, {"0": {slot: 1.5}}), cues=cues)
 
 
+def scoped(history: History) -> list[object]:
+    return [history.content(id) for id in history.scoped()]
+
+
 def test_a_store_gives_back_a_lesson_s_cues(store: MemoryStore, lesson: Lesson) -> None:
     commit = cued(lesson, "with cues", cues_of(0, 0, 1))
     store.append(commit)
@@ -55,14 +59,14 @@ def test_a_memory_reads_its_active_lessons_with_cues_one_by_one(store: MemorySto
     first, second = cued(lesson, "first", cues_of(0, 0)), cued(lesson, "second", cues_of(0, 1), slot=5)
     store.append(first)
     history = History(MemoryStore.open(store.path))
-    assert list(history.scoped()) == [(first.changes, first.cues)]
+    assert scoped(history) == [(first.changes, first.cues)]
     history.learn(second)
-    assert list(history.scoped()) == [(first.changes, first.cues), (second.changes, second.cues)]
+    assert scoped(history) == [(first.changes, first.cues), (second.changes, second.cues)]
     assert not any(len(rows) for rows in history.state(("0", "1"), 3).values())
     history.revert(first.id)
-    assert list(history.scoped()) == [(second.changes, second.cues)]
+    assert scoped(history) == [(second.changes, second.cues)]
     history.revert(second.id)
-    assert list(history.scoped()) == []
+    assert scoped(history) == []
 
 
 def test_lessons_without_cues_are_summed_and_leave_the_others_alone(store: MemoryStore, lesson: Lesson) -> None:
@@ -70,7 +74,7 @@ def test_lessons_without_cues_are_summed_and_leave_the_others_alone(store: Memor
     for commit in (first, everywhere):
         store.append(commit)
     history = History(MemoryStore.open(store.path))
-    assert list(history.scoped()) == [(first.changes, first.cues)]
+    assert scoped(history) == [(first.changes, first.cues)]
     assert history.state(("0", "1"), WIDTH)["0"] == store.state()["0"] == everywhere.changes["0"]
 
 
