@@ -41,6 +41,7 @@ def results(folder: Path) -> str:
             parts.append("Not run yet.")
         if name == "pareto":
             parts += _behind_cues(folder / name / "behind_cues.json")
+    parts += _recipe(folder / "recipe" / "summary.json")
     parts.append(_cue_rates(folder / "cues" / "summary.json"))
     parts.append(_core_sets(folder / "core-sets" / "runs.jsonl"))
     return "\n\n".join(parts) + "\n"
@@ -116,6 +117,53 @@ def _behind_cues(path: Path) -> Iterator[str]:
                     best[each["method"]] = each
             yield f"### {split.capitalize()} split, behind cues"
             yield _settings(list(best.values()))
+
+
+def _recipe(path: Path) -> Iterator[str]:
+    yield f"## The default recipe\n\n`python -m benchmarks.recipe` → `{path.as_posix()}`"
+    if not path.exists():
+        yield "Not run yet."
+        return
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    own = summary["methods"]["memgraft"]
+    for run in summary["parts"].get("taught", []):
+        yield (
+            f"{run['facts']} facts of the test split as one lesson, seed {run['seed']}: {run['rows_per_fact']:.0f} rows and "
+            f"{run['seconds_per_fact']:.1f} seconds a fact. *Holds*: a right answer occurs in what is written. In parentheses the base."
+        )
+        columns = ["asked", "learned F1", "learned, holds", "control F1", "control, holds"]
+        yield table(columns, ([name, *_frame(frame)] for name, frame in own["frames"].items()))
+        yield "Answered in the same words as by the base, of questions that it answers with p of .5 and more, and of general instructions:"
+        rows = [[name.replace("_", " "), f"{each['same']:,} of {each['questions']:,}"] for name, each in own["locality"].items() if each]
+        yield table(["questions", "the same"], rows)
+        told = own["locality"]["instructions"]
+        if told:
+            nll = f"{told['base_nll']:.4f} of its own answers, {told['taught_nll']:.4f} of the taught model's"
+            yield f"NLL under the base of what is answered to the instructions: {nll}."
+    for run in summary["parts"].get("corrections", []):
+        yield f"Answers that change, seed {run['seed']}:"
+        groups = {"taught facts": run["taught"], "facts that the base knew": run["known"]}
+        columns = ["changed", "facts", "newest answer, EM", "newest answer, F1", "old answer, EM"]
+        cells = ("newest_wins", "newest_f1", "old_stays")
+        yield table(columns, ([name, str(each["facts"]), *(_cell(each.get(cell)) for cell in cells)] for name, each in groups.items()))
+        misses = run["near_misses"]
+        yield f"Near misses answered as before, after both: {misses['same']:,} of {misses['questions']:,}."
+    for run in summary["parts"].get("stream", []):
+        yield f"A stream of {run['facts']:,} facts, each a lesson of its own, seed {run['seed']}:"
+        names = ("facts", "immediate_f1", "f1", "retained", "earliest_f1", "rows_per_fact")
+        probes = list(run["points"][0]["probes"])
+        rows = [
+            [*(_cell(point[name]) for name in names), *(f"{point['probes'][probe]['change']:+.4f}" for probe in probes)]
+            for point in run["points"]
+        ]
+        yield table([*(name.replace("_", " ") for name in names), *probes], rows)
+
+
+def _frame(frame: Mapping[str, Any]) -> Iterator[str]:
+    for group in ("learned", "control"):
+        for score in ("f1", "holds"):
+            found, base = frame[group].get(score), frame[group]["base"].get(score)
+            yield "–" if found is None else f"{found:.3f} ({base:.3f})"
 
 
 def _cue_rates(path: Path) -> str:

@@ -147,6 +147,9 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Pat
     summary = json.loads((tmp_path / "recipe" / "summary.json").read_text(encoding="utf-8"))
     found = summary["methods"]["memgraft"]
     assert found.keys() == {"rows_per_fact", "frames", "locality", "corrections", "stream_retention"}
+    page = results(tmp_path)
+    assert "| few-shot |" in page
+    assert "A stream of 3 facts" in page
     assert found["frames"].keys() == {"few-shot", "zero-shot", "sentence"}  # no chat template
     assert [point["facts"] for point in found["stream_retention"]["3"]] == [1, 2, 3]
     assert found["stream_retention"]["3"][-1]["probes"].keys() == {"webquestions", "triviaqa", "popqa", "nq_open", "gsm8k", "wikitext"}
