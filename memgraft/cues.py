@@ -21,7 +21,7 @@ from torch import Tensor
 
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
-KEPT = 4  # cues that one token can be at the same time
+KEPT = 32  # cues, of all lessons, that one token can be at the same time
 NEVER = 2.0  # a cosine that no token reaches
 
 
@@ -90,6 +90,10 @@ class Cues:
                 return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
             if not bool(torch.isfinite(tensor).all()):
                 return f"{name} are not finite"
+        if count and bool(((self.keys.norm(dim=-1) - 1).abs() > 1e-3).any()):
+            return "keys must have unit length"
+        if bool((self.least <= 0).any()):
+            return "least must be more than 0"
         steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
         if count and (int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):
             return "facts must count up from 0 in steps of 1"
@@ -110,7 +114,9 @@ class Cues:
         """The facts (F,) of which any cue was heard, and from which token on each is open, (B, T, F) bool."""
         batch, tokens, _ = heard_BTM.shape
         there = heard_BTM[heard_BTM >= 0].unique()  # (A,), those of the cues that were heard at all
-        is_cue = (heard_BTM[..., None] == there).any(2)  # (B, T, A)
+        is_cue = torch.zeros(batch, tokens, len(there) + 1, dtype=torch.bool, device=heard_BTM.device)  # (B, T, A), and one for none
+        place = torch.where(heard_BTM >= 0, torch.searchsorted(there, heard_BTM.contiguous()), len(there))
+        is_cue = is_cue.scatter_(2, place, torch.ones_like(place, dtype=torch.bool))[..., :-1]
         times = F.pad(is_cue.int().cumsum(1), (0, 0, REACH, 0))  # heard by then, zero before the start
         lately = times[:, REACH:] > times[:, :tokens]
         facts, fact = self.facts[there].unique(return_inverse=True)
@@ -150,6 +156,6 @@ class Scopes:
     def open(self, heard_BTM: Tensor) -> dict[int, Tensor]:
         """For each lesson that is open anywhere: from which tokens on, (B, T) bool."""
         facts, open_BTF = self.cues.open_facts(heard_BTM)
-        lessons = self._lesson[facts]
-        found = {lesson: open_BTF[..., lessons == lesson].any(-1) for lesson in lessons.unique().tolist()}
-        return {lesson: tokens for lesson, tokens in found.items() if bool(tokens.any())}
+        somewhere = open_BTF.any(1).any(0)
+        lessons, open_BTF = self._lesson[facts[somewhere]], open_BTF[..., somewhere]
+        return {lesson: open_BTF[..., lessons == lesson].any(-1) for lesson in lessons.unique().tolist()}

@@ -50,23 +50,41 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
     candidates = [_candidates(batch) for batch in batches]
     if model.background is None or min(map(len, candidates)) < FEWEST_WORDINGS:
         return None
-    world = world_queries(model)
-    found = [_cues_of(model, wordings, world) for wordings in candidates]
-    low = [_cues_of(model, _candidates(batch.lower), world) for batch in batches if batch.lower is not None]
-    if len(low) < len(found):  # the numbers of facts would not fit
-        low = []
+    world = world_of(model)
+    found = [_cues_of(model, wordings, world.cased) for wordings in candidates]
+    lower = [[] if batch.lower is None else _candidates(batch.lower) for batch in batches]
+    low = []
+    if any(lower):  # a fact without enough of them has the same cues twice, so that numbers fit
+        pairs = zip(found, lower, strict=True)
+        low = [_cues_of(model, each, world.both) if len(each) >= FEWEST_WORDINGS else own for own, each in pairs]
     cues = Cues.joined((each.cues for each in (*found, *low)), model.config.query_dim)
     tokens = [each.tokens[0] for each in found]
     return Found(cues, [own + other.tokens[0] for own, other in zip(tokens, low, strict=True)] if low else tokens)
 
 
-def world_queries(model: GraftedModel) -> Tensor:
-    """(S, P) of tokens that are no cue of anything, those of the background and of common questions; computed once per model."""
+class World(NamedTuple):
+    """Tokens that are no cue of anything: those of the background and of common questions."""
+
+    cased: Tensor  # (S, P) queries of them as they stand
+    both: Tensor  # (S', P), and of them in lower case, where other tokens are common
+
+
+def world_of(model: GraftedModel) -> World:
+    """Computed once per model."""
     assert model.background is not None
-    if model.world_queries is None:
+    if model.world is None:
         parts, _ = model.background.split(model.tokenizer)
-        model.world_queries = torch.cat(_queries_of(model, [*parts, *common_questions(model.tokenizer)]))
-    return model.world_queries
+        cased = [*parts, *common_questions(model.tokenizer)]
+        low = [_lower_case(model, ids) for ids in cased]
+        found = torch.cat(_queries_of(model, cased))
+        model.world = World(found, torch.cat([found, *_queries_of(model, low)]))
+    return model.world
+
+
+def _lower_case(model: GraftedModel, ids: Sequence[int]) -> list[int]:
+    text = str(model.tokenizer.decode(list(ids))).lower()
+    lower: list[int] = model.tokenizer(text, add_special_tokens=False).input_ids[: len(ids)]
+    return lower
 
 
 def _candidates(batch: TokenBatch) -> list[tuple[list[int], Tensor]]:

@@ -21,6 +21,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 if TYPE_CHECKING:
     from memgraft.covariance import BackgroundReads
     from memgraft.data import ExampleSet
+    from memgraft.finding import World
 
 from memgraft.background import Background
 from memgraft.blocks import find_blocks, hidden_size, hidden_states_of, with_hidden_states
@@ -36,7 +37,7 @@ from memgraft.usage import Usage
 
 
 class Scoped(nn.Module):
-    """The rows of a lesson that is read where one of its own facts came up."""
+    """The rows of a lesson that is read where one of its own facts came up. They don't change once the lesson is taught."""
 
     def __init__(self, tables: Tables, cues: Cues) -> None:
         super().__init__()
@@ -78,7 +79,7 @@ class GraftedModel(nn.Module):
         self.usage: dict[str, Usage] = {name: Usage.empty() for name in config.tables}
         self.background: Background | None = None
         self.background_reads: dict[str, BackgroundReads] | None = None  # made when first needed, see `memgraft.covariance`
-        self.world_queries: Tensor | None = None  # made when first needed, see `memgraft.finding`
+        self.world: World | None = None  # made when first needed, see `memgraft.finding`
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
         self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens the last pass read it
@@ -179,6 +180,9 @@ class GraftedModel(nn.Module):
 
     def _assign_scoped(self, scoped: Iterable[Scoped]) -> None:
         self.scoped = nn.ModuleList(scoped)
+        for number in range(len(self.scoped)):
+            for name in self.config.tables:
+                self.scope(number).tables.table(name).to(self.table(name).values.device)  # the model may have been moved since
         self._scopes = Scopes([self.scope(number).cues for number in range(len(self.scoped))], self.config.query_dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -270,4 +274,4 @@ class GraftedModel(nn.Module):
             if tensor.shape != expected[name].shape:
                 raise GraftError(f"memory tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
         self.memories.load_state_dict(tensors)
-        self.background_reads = self.world_queries = None
+        self.background_reads = self.world = None

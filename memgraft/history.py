@@ -21,10 +21,6 @@ def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
     return {id: superseded if isinstance(superseded, str) else None for id, superseded in taught.items()}
 
 
-def _again(id: str) -> str:
-    return f"the lesson {id[:12]} is active already; revert it first to learn it again"
-
-
 class History:
     """Learned and reverted lessons, in order. Nothing reaches the store before `save`."""
 
@@ -74,21 +70,10 @@ class History:
         other._pending, other._stored, other._active = list(self._pending), list(self._stored), dict(self._active)
         return other
 
-    def refuse_again(self, header: Mapping[str, Any]) -> None:
-        """StoreError where an active lesson with cues has this header: taught again, it would come out the same."""
-        for id, known in self._active.items():
-            if known is None:
-                assert self.store is not None
-                found = self.store.header(id)
-            else:
-                found = known.header()
-            if all(found[key] == value for key, value in header.items()) and self.cues(id) is not None:
-                raise StoreError(_again(id))
-
     def learn(self, commit: Commit) -> None:
         """Add a lesson. Raises StoreError where the same one is active already."""
         if commit.id in self._active:
-            raise StoreError(_again(commit.id))
+            raise StoreError(f"the lesson {commit.id[:12]} is active already; revert it first to learn it again")
         self._active[commit.id] = commit
         self._pending.append(("learn", commit))
 
@@ -116,26 +101,40 @@ class History:
         """Per value table the fp32 sum, in order, of the changes of the active lessons that every text reads."""
         if self.store is not None and self.saved and self.store.active() == self.active():
             return self.store.state()
-        everywhere = [changes for changes, cues in map(self.content, self._active) if cues is None]
+        everywhere = [self.content(id)[0] for id in self._active if self.cues(id) is None]
         return {name: sum_rows((changes[name] for changes in everywhere if name in changes), width) for name in tables}
 
     def scoped(self, superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
         """The active lessons that have cues, in order, with the facts of each (as their cues number them) that open nothing any more.
 
-        Those are the facts that a later lesson superseded: the old answer is not to be read beside the new one.
+        Those are the facts that another active lesson superseded: the old answer is not to be read beside the new one.
 
         Args:
             superseded: ids of facts that are superseded as well.
         """
-        later, closed = set(superseded), dict[str, frozenset[int]]()
-        for id in reversed(self._active):
-            record = self._record(id)
-            ids = record.get("ids")
+        records = {id: self._record(id) for id in self._active}
+        taught = {id: facts_taught(record) for id, record in records.items()}
+        by: dict[str, list[str]] = {}  # fact → the lessons that supersede it, in order
+        for id, facts in taught.items():
+            for old in facts.values():
+                if old is not None:
+                    by.setdefault(old, []).append(id)
+        given, places = set(superseded), {id: place for place, id in enumerate(self._active)}
+
+        def is_closed(id: str, fact: Any) -> bool:
+            def counts(other: str) -> bool:  # the later one counts of two that supersede each other
+                back = not taught[other].keys().isdisjoint(old for old in taught[id].values() if old is not None)
+                return other != id and not (back and places[id] > places[other])
+
+            return isinstance(fact, str) and (fact in given or any(map(counts, by.get(fact, ()))))
+
+        closed = {}
+        for id, record in records.items():
             if self.cues(id) is not None:
-                facts = ids if isinstance(ids, list) else []
-                closed[id] = frozenset(number for number, fact in enumerate(facts * 2) if isinstance(fact, str) and fact in later)
-            later.update(old for old in facts_taught(record).values() if old is not None)
-        return dict(reversed(closed.items()))
+                ids = record.get("ids")
+                numbered = ids * 2 if isinstance(ids, list) else []  # as they stand, and in lower case
+                closed[id] = frozenset(number for number, fact in enumerate(numbered) if is_closed(id, fact))
+        return closed
 
     def cues(self, id: str) -> Cues | None:
         """The cues of an active lesson, by its full id; None where every text reads it."""
@@ -158,7 +157,8 @@ class History:
         if known is not None:
             return known.changes, known.cues
         assert self.store is not None
-        return self.store.changes(id), self.store.cues(id)
+        content = self.store.content(id)
+        return content.changes, content.cues
 
     def _record(self, id: str) -> Mapping[str, Any]:
         known = self._active[id]

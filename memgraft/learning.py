@@ -59,9 +59,11 @@ def prepare(
     def tokens(parts: Sequence[Wording], name: str) -> TokenBatch:
         return encode(parts, tokenizer, name=name, max_length=max_length, loss=recipe.loss)
 
-    def lower_case(fact: Fact) -> TokenBatch:
-        parts = teach_wordings(fact, count=MOST_WORDINGS, seed=recipe.seed * 1000, contexts=contexts, chat=chat)
-        return tokens([part.lower() for part in parts], fact.name)
+    def lower_case(fact: Fact) -> TokenBatch | None:
+        # Without chat formats: a template's own words are none in lower case.
+        parts = teach_wordings(fact, count=MOST_WORDINGS, seed=recipe.seed * 1000, contexts=contexts, chat=None)
+        fitting = [low for low in map(Wording.lower, parts) if len(tokenizer(low.text, verbose=False).input_ids) <= max_length]
+        return tokens(fitting, fact.name) if fitting and recipe.scope == "cues" else None
 
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
@@ -181,7 +183,6 @@ def learn(
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
-    model.history.refuse_again(Commit({}, message, recipe.model_dump(mode="json"), examples.sha256).header())
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
     keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
     probe = test_questions(examples.examples) if test else None
@@ -205,7 +206,7 @@ def learn(
         overlaps = model.history.overlaps(unrecorded, model.history.active())
         record: dict[str, Any] = {
             **measurements(lesson, batches, seconds),
-            "taught": {example.id: getattr(example, "supersedes", None) for example in examples.examples if example.id is not None},
+            "taught": taught_ids(examples.examples),
             "overlaps": [{"lesson": o.commit, "message": o.message, "shared_slots": o.shared_slots} for o in overlaps],
         }
         if lesson.cues is not None:
@@ -226,6 +227,12 @@ def learn(
         raise
     model.recall()
     return commit
+
+
+def taught_ids(examples: Sequence[Example]) -> dict[str, str | None]:
+    """Id of each example that has one, or supersedes another, → id of the one that it supersedes. "line N" is no id of anything else."""
+    superseded = {example.name: getattr(example, "supersedes", None) for example in examples}
+    return {example.name: superseded[example.name] for example in examples if example.id is not None or superseded[example.name]}
 
 
 def measurements(lesson: Lesson, batches: Sequence[TokenBatch], seconds: float) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def _teach_again(
 
 def _recipe(lesson: Commit) -> Recipe:
     try:
-        return Recipe.model_validate({"scope": "everywhere", **lesson.recipe})  # lessons of format 1 and 2 have none
+        return Recipe.model_validate({"scope": "everywhere", "lower_case": 0.0, **lesson.recipe})  # as before there were these
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"])

@@ -263,10 +263,12 @@ def teach(
         )
     before = model.state()
     try:
-        with frozen(model), model.without_threshold():
+        with frozen(model), ExitStack() as stack:
             cues = find_cues(model, batches) if recipe.scope == "cues" else None
             scope = None if cues is None else model.add_scope(cues.cues)
-            if scope is not None:
+            if scope is None:
+                stack.enter_context(model.without_threshold())
+            else:
                 usages = [model.usage] * len(batches)  # the slots of earlier lessons are no matter: nobody else reads these rows
             with torch.enable_grad():
                 lesson = _teach(model, batches, recipe, usages, scope, keeper, on_step)

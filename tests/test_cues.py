@@ -107,11 +107,17 @@ def test_lessons_meet_where_texts_about_a_fact_of_one_open_the_other() -> None:
 
 
 def test_a_token_is_at_most_the_nearest_cues() -> None:
-    keys = torch.eye(6)
-    cues = Cues(keys, torch.full((6,), 0.1), torch.arange(6))
-    query = torch.tensor([[[0.2, 0.6, 0.5, 0.4, 0.3, 0.0]]])
-    assert cues.heard(query)[0, 0].tolist() == [1, 2, 3, 4]
-    assert cues.heard(torch.zeros(1, 1, 6))[0, 0].tolist() == [-1] * KEPT
+    count = KEPT + 2
+    cues = Cues(torch.eye(count), torch.full((count,), 0.1), torch.arange(count))
+    query = torch.linspace(0.9, 0.2, count)
+    query[0] = 0.05
+    assert cues.heard(query[None, None])[0, 0].tolist() == list(range(1, KEPT + 1))
+    assert cues.heard(torch.zeros(1, 1, count))[0, 0].tolist() == [-1] * KEPT
+
+
+def test_many_lessons_about_one_subject_are_all_open() -> None:
+    lesson = cues_of(2, 1)
+    assert set(Scopes([lesson] * 10, 4).open(Scopes([lesson] * 10, 4).cues.heard(lesson.keys[None]))) == set(range(10))
 
 
 @pytest.mark.parametrize(

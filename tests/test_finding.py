@@ -50,8 +50,12 @@ def test_lower_case_wordings_have_cues_of_their_own(batches: list[TokenBatch]) -
         assert sum(opens(model, part(found.cues, 2 + fact), batch)) >= 0.7 * len(batch)
 
 
-def test_a_fact_without_lower_case_wordings_leaves_all_without(batches: list[TokenBatch]) -> None:
-    found = find_cues(grafted(), [batches[0], replace(batches[1], lower=None)])
+def test_a_fact_without_lower_case_wordings_has_the_same_cues_twice(batches: list[TokenBatch]) -> None:
+    model = grafted()
+    found = find_cues(model, [batches[0], replace(batches[1], lower=None)])
     assert found is not None
-    assert found.cues.fact_count == 2
-    assert len(found.tokens) == 2
+    assert found.cues.fact_count == 4
+    assert part(found.cues, 1) == part(found.cues, 3)
+    without = find_cues(model, [replace(batch, lower=None) for batch in batches])
+    assert without is not None
+    assert without.cues.fact_count == 2

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from memgraft.commits import Commit, Rows, sum_rows
-from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.history import History
 from memgraft.store import MemoryStore, files
@@ -239,15 +237,3 @@ def test_a_models_rows_follow_its_history() -> None:
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected)
         assert not torch.equal(fill(model)(**inputs).logits, expected)
-
-
-def test_a_lesson_with_cues_that_would_come_out_the_same_is_refused_before_it_is_taught(tmp_path: Path) -> None:
-    cues = Cues(torch.ones(1, 4) / 2, torch.tensor([0.5]), torch.zeros(1, dtype=torch.int64))
-    apart, everywhere = replace(FIRST, cues=cues), SECOND
-    history = learned(apart, everywhere)
-    with pytest.raises(StoreError, match=f"the lesson {apart.id[:12]} is active already"):
-        history.refuse_again(apart.header())
-    history.refuse_again(everywhere.header())  # on top of itself it would be another one
-    history.refuse_again({**apart.header(), "message": "another"})
-    history.revert(apart.id)
-    history.refuse_again(apart.header())

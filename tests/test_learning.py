@@ -333,6 +333,31 @@ class TestSeveralLessons:
         model.revert(second.id)
         assert closed() == [False] * 4
 
+    def test_a_correction_without_an_id_of_its_own_closes_what_it_supersedes(self, tmp_path: Path) -> None:
+        model = grafted()
+        learn(model, data_file(tmp_path, FACTS[:2]), message="1", recipe=RECIPE, test=False)
+        nameless = [{name: value for name, value in LATER[0].items() if name != "id"}]
+        second = learn(model, data_file(tmp_path, nameless), message="2", recipe=RECIPE, test=False)
+        assert second.record["taught"] == {"line 1": "head"}
+        assert list(model.history.scoped().values()) == [{0, 2}, frozenset()]
+
+    def test_a_lesson_with_cues_is_taught_as_it_is_read_later(self, tmp_path: Path) -> None:
+        model = grafted()
+        learn(model, data_file(tmp_path, FACTS[1:]), message="everywhere", recipe=EVERYWHERE, test=False)
+        thresholds = []
+        for recipe in (RECIPE, EVERYWHERE):
+            seen: list[float] = []
+            learn(
+                model,
+                data_file(tmp_path, FACTS[:1]),
+                message=recipe.scope,
+                recipe=recipe,
+                test=False,
+                on_step=lambda _, seen=seen: seen.append(model.layer(0).threshold),
+            )
+            thresholds.append(set(seen))
+        assert thresholds == [{model.layer(0).threshold}, {0.0}]
+
     @pytest.mark.parametrize("taught", [5, ["head"], {"head": ["head"]}])
     def test_a_record_from_elsewhere_that_makes_no_sense_stops_no_lesson(self, tmp_path: Path, taught: Any) -> None:
         model = grafted()

@@ -85,11 +85,11 @@ def summary(folder: Path) -> dict[str, Any]:
                 "d_gsm8k_nll": setting["probes"]["gsm8k"]["change"],
             }
     own = methods["memgraft"]
-    for run in parts.get("taught", [])[:1]:
+    for run in parts.get("taught", [])[-1:]:
         own.setdefault("rows_per_fact", run["rows_per_fact"])
         own["frames"] = run["frames"]
         own["locality"] = {name: _counts(run[name]) for name in ("near_misses", "same_subject", "instructions")}
-    for run in parts.get("corrections", [])[:1]:
+    for run in parts.get("corrections", [])[-1:]:
         own["corrections"] = {"taught": run["taught"], "known": run["known"], "near_misses": _counts(run["near_misses"])}
     for run in parts.get("stream", []):
         own.setdefault("stream_retention", {})[str(run["facts"])] = run["points"]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from benchmarks.splits import split_of
 from benchmarks.study import SHOTS, Study
 from memgraft.comparison.grid import memory
+from memgraft.comparison.runs import run_id
 from memgraft.data import ExampleSet
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
@@ -78,10 +79,12 @@ class Bench:
         row = self.study.rows[number]
         return QuestionRow(question=row["question"], answers=tuple(row["answers"]))
 
-    def stored(self, name: str) -> GraftedModel:
-        """The memory of the store of that name, empty at first. One store at a time: they share the model."""
+    def stored(self, name: str, facts: int, seed: int) -> GraftedModel:
+        """The memory of a store of that name for these settings, empty at first. One store at a time: they share the model."""
         grafted = self.study.workshop.grafted(memory())
-        path = self.folder / name
+        recipe, background = Recipe(seed=seed).model_dump(mode="json"), self.study.sizes.background_tokens
+        settings = run_id({**self.study.identity, "facts": facts, "recipe": recipe, "background_tokens": background})
+        path = self.folder / f"{name}-{settings}"
         grafted.history = History(MemoryStore.open(path) if path.exists() else None)
         grafted.recall()
         if grafted.history.store is None:

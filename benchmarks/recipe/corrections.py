@@ -23,7 +23,7 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
     The new answer is that of another subject of the same relation, drawn by the seed.
     """
     material = bench.study.material(Task("test", facts, seed, "base", Base()))
-    grafted = bench.stored(f"seed-{seed}")
+    grafted = bench.stored("taught", facts, seed)
     bench.learn(grafted, material.lesson.facts, "taught", seed)
     taught = list(material.selection.taught[:changed])
     known = known_rows(bench, set(material.selection.taught), changed)

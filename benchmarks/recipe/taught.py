@@ -33,8 +33,10 @@ SENTENCES = (
 def taught(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     """Teach, then measure. The lesson stays in the store for `corrections`."""
     material = bench.study.material(Task("test", facts, seed, "base", Base()))
-    grafted = bench.stored(f"seed-{seed}")
+    grafted = bench.stored("taught", facts, seed)
     bench.learn(grafted, material.lesson.facts, "taught", seed)
+    for later in grafted.history.active()[1:]:  # what `corrections` taught is in the store, and not in these figures
+        grafted.revert(later)
     commit = grafted.history.commit(grafted.history.active()[0])
     changed = sum(len(rows) for rows in commit.changes.values())
     return {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -88,6 +89,40 @@ def test_lessons_with_cues_overlap_where_a_text_opens_both(store: MemoryStore, l
     assert [overlap.message for overlap in History(store).revert(first.id).overlaps] == found
 
 
+def record_of(taught: dict[str, str | None]) -> dict[str, object]:
+    return {"taught": taught, "ids": list(taught)}
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_a_superseded_fact_is_closed_whatever_the_order_of_the_lessons(lesson: Lesson, order: tuple[int, ...]) -> None:
+    old = replace(cued(lesson, "old", cues_of(0, 1)), record=record_of({"head": None, "colour": None}))
+    new = replace(cued(lesson, "new", cues_of(0)), record=record_of({"new-head": "head"}))
+    other = replace(cued(lesson, "other", cues_of(0)), record=record_of({"shape": "no fact of any lesson"}))
+    history = History()
+    for number in order:
+        history.learn((old, new, other)[number])
+    assert history.scoped() == {(old, new, other)[number].id: frozenset({0, 2} if number == 0 else ()) for number in order}
+    history.revert(new.id)
+    assert history.scoped()[old.id] == frozenset()
+    assert history.scoped({"colour"})[old.id] == {1, 3}
+
+
+def test_of_lessons_that_supersede_each_other_the_last_one_counts(lesson: Lesson) -> None:
+    history, lessons = History(), []
+    for turn, (id, superseded) in enumerate([("a", None), ("b", "a"), ("a", "b")]):
+        lessons.append(replace(cued(lesson, f"turn {turn}", cues_of(0)), record=record_of({id: superseded})))
+        history.learn(lessons[-1])
+    assert [bool(closed) for closed in history.scoped().values()] == [True, True, False]
+
+
+@pytest.mark.parametrize("ids", [5, "head", [["head"], {"head": 1}, None], {"head": 0}], ids=str)
+def test_ids_that_make_no_sense_close_nothing(lesson: Lesson, ids: object) -> None:
+    strange = replace(cued(lesson, "old", cues_of(0)), record={"taught": {"head": None}, "ids": ids})
+    history = History()
+    history.learn(strange)
+    assert history.scoped({"head"}) == {strange.id: frozenset()}
+
+
 def test_a_difference_counts_the_rows_of_lessons_with_cues_one_by_one(store: MemoryStore, lesson: Lesson) -> None:
     for message in ("first", "second"):
         store.append(cued(lesson, message, cues_of(0)))
@@ -113,6 +148,8 @@ def test_cues_travel_with_exported_and_merged_lessons(store: MemoryStore, make: 
     [
         (Cues(torch.ones(1, WIDTH + 1), torch.ones(1), torch.zeros(1, dtype=torch.int64)), "cues: keys must be torch.float32"),
         (Cues(torch.ones(1, WIDTH), torch.tensor([float("inf")]), torch.zeros(1, dtype=torch.int64)), "cues: least are not finite"),
+        (Cues(torch.ones(1, WIDTH), torch.ones(1), torch.zeros(1, dtype=torch.int64)), "cues: keys must have unit length"),
+        (cues_of(0, least=-100.0), "cues: least must be more than 0"),
         (cues_of(0, 2), "cues: facts must count up from 0"),
         (Cues.empty(WIDTH), "cues: there are none"),
     ],
