@@ -9,8 +9,6 @@ from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.teaching import Recipe
 from memgraft.writers import LeastInterference
 
-ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
-
 
 def memory(**settings: Any) -> Memory:
     """The package's own way to teach, but for the fields of `Recipe` that are given."""
@@ -45,24 +43,24 @@ def grid() -> dict[str, list[AnyMethod]]:
             LoRA(optimizer=AdamW(lr=2e-4), passes=4),
             LoRA(optimizer=AdamW(lr=5e-5), passes=6),
             LoRA(optimizer=AdamW(lr=5e-4), passes=2),
+            LoRA(optimizer=AdamW(lr=2e-4), passes=10),
             LoRA(optimizer=AdamW(lr=1e-4), rank=128, alpha=128, passes=4),
-            LoRA(optimizer=AdamW(lr=2e-4), targets=ATTENTION, passes=4),
             LoRA(optimizer=SGD(lr=0.1), passes=4),
         ],
         "lora + replay": [
             LoRA(optimizer=AdamW(lr=2e-4), passes=4, replay=2),
             LoRA(optimizer=AdamW(lr=5e-5), passes=6, replay=2),
             LoRA(optimizer=AdamW(lr=5e-4), passes=2, replay=2),
+            LoRA(optimizer=AdamW(lr=2e-4), passes=10, replay=2),
             LoRA(optimizer=AdamW(lr=2e-4), passes=4, replay=6),
             LoRA(optimizer=AdamW(lr=1e-4), rank=128, alpha=128, passes=4, replay=2),
-            LoRA(optimizer=SGD(lr=0.1), passes=4, replay=2),
         ],
         "full": [
             Full(optimizer=AdamW(lr=2e-5), passes=3),
             Full(optimizer=AdamW(lr=5e-6), passes=4),
             Full(optimizer=AdamW(lr=1e-5), passes=3),
-            Full(optimizer=AdamW(lr=5e-5), passes=2),
-            Full(optimizer=SGD(lr=0.01), passes=4),
+            Full(optimizer=AdamW(lr=2e-5), passes=10),
+            Full(optimizer=AdamW(lr=5e-5), passes=4),
             Full(optimizer=SGD(lr=0.05), passes=4),
         ],
         "osf": [
