@@ -7,7 +7,7 @@ is sure of its answer, right or wrong. Instructions are general ones, in the cha
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -107,7 +107,7 @@ def near_misses(bench: Bench, grafted: GraftedModel, material: Material, but: Se
     subjects = {subject_of(rows[number]) for number in material.selection.taught} | but
     asked = {rows[number]["relation"] for number in material.selection.taught}
     others = [n for n in bench.rows_of("test") if rows[n]["relation"] in asked and subject_of(rows[n]) not in subjects]
-    return unmoved(bench, grafted, [bench.question(number) for number in others])
+    return unmoved(bench, grafted, {f"row {number}": bench.question(number) for number in others}, ())
 
 
 def same_subject(bench: Bench, grafted: GraftedModel, material: Material) -> dict[str, Any]:
@@ -118,18 +118,27 @@ def same_subject(bench: Bench, grafted: GraftedModel, material: Material) -> dic
         others = [relation for relation in relations().values() if relation.id != row["relation"]]
         for relation in order.sample(others, OTHER_RELATIONS):
             question = relation.test.replace("{s}", subject_of(row))
-            found[question] = QuestionRow(question=question, answers=("?",))
-    return unmoved(bench, grafted, list(found.values()))
+            found[f"row {number} as {relation.id}"] = QuestionRow(question=question, answers=("?",))
+    return unmoved(bench, grafted, found, [bench.question(number) for number in material.selection.taught])
 
 
-def unmoved(bench: Bench, grafted: GraftedModel, questions: Sequence[QuestionRow]) -> dict[str, Any]:
-    """Of the questions whose answer the base is sure of, how many are answered as before; and those that are not, by number."""
-    sure = [(row, known.answer) for row, known in zip(questions, bench.known(questions), strict=True) if known.probability >= SURE]
-    after = bench.ask(grafted, [row for row, _ in sure]) if sure else []
+def unmoved(bench: Bench, grafted: GraftedModel, questions: Mapping[str, QuestionRow], taught: Sequence[QuestionRow]) -> dict[str, Any]:
+    """Of the questions whose answer the base is sure of, how many are answered as before; and those that are not.
+
+    Args:
+        questions: by what they ask, in numbers: the data set's text stays out of the results.
+        taught: facts whose answers a moved answer is compared with.
+    """
+    known = zip(questions.items(), bench.known(list(questions.values())), strict=True)
+    sure = [(name, row, was.answer) for (name, row), was in known if was.probability >= SURE]
+    after = bench.ask(grafted, [row for _, row, _ in sure]) if sure else []
+    answers = {normalise(answer) for row in taught for answer in row.answers}
     moved = [
-        {"question": row.question, "before": answer, "after": now} for (row, answer), now in zip(sure, after, strict=True) if answer != now
+        {"asked": name, "to_a_taught_answer": normalise(now) in answers}
+        for (name, _, was), now in zip(sure, after, strict=True)
+        if was != now
     ]
-    return {**stays([answer for _, answer in sure], after), "moved": moved}
+    return {**stays([was for _, _, was in sure], after), "moved": moved}
 
 
 def instructions(grafted: GraftedModel) -> dict[str, Any]:
