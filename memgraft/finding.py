@@ -57,6 +57,8 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
     if any(lower):  # a fact without enough of them has the same cues twice, so that numbers fit
         pairs = zip(found, lower, strict=True)
         low = [_cues_of(model, each, world.both) if len(each) >= FEWEST_WORDINGS else own for own, each in pairs]
+        # One token alone is mostly a common word in lower case: "Hull", "The Ghost".
+        low = [each if len(each.cues) > 1 else own for own, each in zip(found, low, strict=True)]
     cues = Cues.joined((each.cues for each in (*found, *low)), model.config.query_dim)
     tokens = [each.tokens[0] for each in found]
     return Found(cues, [own + other.tokens[0] for own, other in zip(tokens, low, strict=True)] if low else tokens)

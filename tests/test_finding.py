@@ -47,7 +47,11 @@ def test_lower_case_wordings_have_cues_of_their_own(batches: list[TokenBatch]) -
     low = [replace(batch.lower, lower=None) for batch in batches if batch.lower is not None]
     assert len(low) == 2
     for fact, batch in enumerate(low):
-        assert sum(opens(model, part(found.cues, 2 + fact), batch)) >= 0.7 * len(batch)
+        own = part(found.cues, 2 + fact)
+        if len(own) > 1:
+            assert sum(opens(model, own, batch)) >= 0.7 * len(batch)
+        else:  # one token alone is not taken for a name in lower case
+            assert own == part(found.cues, fact)
 
 
 def test_a_fact_without_lower_case_wordings_has_the_same_cues_twice(batches: list[TokenBatch]) -> None:

@@ -237,12 +237,14 @@ class TestSeveralLessons:
 
     def test_a_later_lesson_may_supersede_a_fact_and_reports_the_slots_that_it_shares(self, tmp_path: Path) -> None:
         model = grafted(slots=64)
-        first = learn(model, data_file(tmp_path), message="first", recipe=Recipe(ranking="all", passes=1, t=None), test=False)
+        first = learn(
+            model, data_file(tmp_path), message="first", recipe=Recipe(ranking="all", passes=1, t=None, scope="everywhere"), test=False
+        )
         second = learn(
             model,
             data_file(tmp_path, LATER, "later.jsonl"),
             message="second",
-            recipe=Recipe(ranking="all", passes=1, t=None),
+            recipe=Recipe(ranking="all", passes=1, t=None, scope="everywhere"),
             test=False,
         )
         shared = set(first.changes["0"].slots.tolist()) & set(second.changes["0"].slots.tolist())
