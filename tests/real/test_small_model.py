@@ -77,6 +77,10 @@ def test_the_memory_is_closed_until_a_taught_subject_comes_up(grafted: GraftedMo
         before = len(grafted.tokenizer("Tell me something about").input_ids)
         assert torch.equal(taught[0][:before], base[0][:before])
         assert not torch.equal(taught[0][-1], base[0][-1])
+        grafted(**grafted.tokenizer("tell me something about vellack tidecraft, please.", return_tensors="pt"))
+        assert grafted.opened, "the subject in lower case"
+        grafted(**grafted.tokenizer("tell me something about the city of paris, please.", return_tensors="pt"))
+        assert not grafted.opened
 
         ids = grafted.tokenizer(about, return_tensors="pt").input_ids
         written = grafted.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
