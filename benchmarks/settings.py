@@ -10,7 +10,6 @@ from memgraft.comparison.grid import grid, memory, papers
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.comparison.runs import read_runs
 from memgraft.comparison.summary import BASE
-from memgraft.teaching import Recipe
 from memgraft.writers import SGD as SparseSGD
 from memgraft.writers import Adam as SparseAdam
 from memgraft.writers import LeastInterference
@@ -41,7 +40,7 @@ def optimizer() -> dict[str, list[AnyMethod]]:
         decay = 0.0 if name == "osf" else 0.1
         steps = [*(AdamW(lr=lr, weight_decay=decay) for lr in adamw[name]), *(SGD(lr=lr) for lr in sgd)]
         chosen[name] = [rival.model_copy(update={"optimizer": step}) for step in steps]
-    own = Recipe(t=500, passes=6)
+    own = memory(t=500, passes=6).recipe
     chosen["memory"] = [
         *(Memory(recipe=own.model_copy(update={"writer": LeastInterference(learning_rate=lr)})) for lr in (3.0, 10.0, 30.0)),
         *(Memory(recipe=own.model_copy(update={"writer": SparseSGD(learning_rate=lr)})) for lr in (1.0, 3.0, 10.0)),

@@ -358,7 +358,7 @@ def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
     """The method with the passes and wordings of the sizes."""
     values = settings(method)
     if method.method == "memory":
-        values["recipe"] |= {"wordings": sizes.wordings, "lower_case": 0.0}  # as all methods are taught
+        values["recipe"]["wordings"] = sizes.wordings
         if sizes.passes is not None:
             values["recipe"]["passes"] = sizes.passes
     elif "passes" in values and sizes.passes is not None:

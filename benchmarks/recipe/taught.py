@@ -21,6 +21,7 @@ from memgraft.probes import QAProbe, QuestionRow, answer_nll, chat_prompt, gener
 
 INSTRUCTIONS = Path(__file__).with_name("instructions.txt")
 OTHER_RELATIONS = 5  # asked about each taught subject
+WORDINGS = 2  # of the relation's own, in which near misses are asked beside the data set's
 ANSWER_TOKENS = 48  # of an answer to an instruction, or one in a chat
 SENTENCES = (
     ("What is the capital of Norway?", "The capital of Norway is Oslo."),
@@ -102,12 +103,23 @@ def holds(answer: str, row: QuestionRow) -> bool:
 
 
 def near_misses(bench: Bench, grafted: GraftedModel, material: Material, but: Set[str] = frozenset()) -> dict[str, Any]:
-    """Questions of the taught relations about subjects that were not taught, `but` for some."""
+    """Questions of the taught relations about subjects that were not taught, `but` for some, in either split.
+
+    Each in the data set's wording, and in some of those in which the taught facts were taught.
+    """
     rows = bench.study.rows
     subjects = {subject_of(rows[number]) for number in material.selection.taught} | but
     asked = {rows[number]["relation"] for number in material.selection.taught}
-    others = [n for n in bench.rows_of("test") if rows[n]["relation"] in asked and subject_of(rows[n]) not in subjects]
-    return unmoved(bench, grafted, {f"row {number}": bench.question(number) for number in others}, ())
+    found: dict[str, QuestionRow] = {}
+    for number, row in enumerate(rows):
+        subject = subject_of(row)
+        if row["relation"] not in asked or subject in subjects:
+            continue
+        question = bench.question(number)
+        found[f"row {number}"] = question
+        for which, wording in enumerate(relations()[row["relation"]].questions[:WORDINGS], 1):
+            found[f"row {number}, wording {which}"] = question.model_copy(update={"question": wording.replace("{s}", subject)})
+    return unmoved(bench, grafted, found, [bench.question(number) for number in material.selection.taught])
 
 
 def same_subject(bench: Bench, grafted: GraftedModel, material: Material) -> dict[str, Any]:

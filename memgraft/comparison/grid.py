@@ -11,8 +11,8 @@ from memgraft.writers import LeastInterference
 
 
 def memory(**settings: Any) -> Memory:
-    """The package's own way to teach, but for the fields of `Recipe` that are given."""
-    return Memory(recipe=Recipe.model_validate(settings))
+    """The package's own way to teach, but for the fields of `Recipe` that are given; no question in lower case, as for all methods."""
+    return Memory(recipe=Recipe.model_validate({"lower_case": 0.0, **settings}))
 
 
 def without_cues(**settings: Any) -> Memory:
@@ -23,8 +23,8 @@ def without_cues(**settings: Any) -> Memory:
 def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 6) -> Memory:
     """Sparse memory finetuning as in Lin et al. 2025: a count-based ranking and SGD, every row kept, every read added, no cues."""
     writer = {"name": "sgd", "learning_rate": lr}
-    chosen = {"ranking": ranking, "t": t, "rows": None, "passes": passes, "pruning": 1, "writer": writer, "scope": "everywhere"}
-    return Memory(recipe=Recipe.model_validate(chosen), threshold=0.0)
+    chosen = memory(ranking=ranking, t=t, rows=None, passes=passes, pruning=1, writer=writer, scope="everywhere")
+    return chosen.model_copy(update={"threshold": 0.0})
 
 
 def grid() -> dict[str, list[AnyMethod]]:
