@@ -125,13 +125,14 @@ class Cues:
         return facts, (heard >= enough - 1e-3).cumsum(1) > 0
 
     def meets(self, other: Cues) -> bool:
-        """Whether texts about a fact of one open the other, as far as the facts' own cues tell."""
+        """Whether texts about a fact of one open the other, as far as the facts' own cues tell; closed facts don't count."""
         return self._opened_by(other) or other._opened_by(self)
 
     def _opened_by(self, other: Cues) -> bool:
         if not bool((other.keys @ self.keys.T > self.least).any()):
             return False
-        return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in range(other.fact_count))
+        lively = other.facts[other.least < NEVER].unique().tolist()
+        return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in lively)
 
     def without(self, facts: Iterable[int]) -> Cues:
         """The same, but nothing opens these facts any more."""

@@ -10,15 +10,8 @@ from memgraft.commits import Commit, DataFile, Rows, sum_rows
 from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
-from memgraft.store.lessons import overlap_of, read_together
-
-
-def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
-    """Id of each fact of a lesson → id of the one that it superseded. A record may come from elsewhere: what is no id is left out."""
-    taught = record.get("taught")
-    if not isinstance(taught, dict):
-        return {}
-    return {id: superseded if isinstance(superseded, str) else None for id, superseded in taught.items()}
+from memgraft.store.lessons import overlap_of, read_together, still_open
+from memgraft.superseding import closed_facts
 
 
 class History:
@@ -87,9 +80,10 @@ class History:
 
     def overlaps(self, commit: Commit, others: Sequence[str]) -> tuple[Overlap, ...]:
         """Which of the other active lessons wrote to slots of this one and are read by the same texts."""
-        found = []
+        closed = self._closed()
+        own, found = still_open(commit.cues, closed[commit.id]), []
         for id in others:
-            if not read_together(commit.cues, self.cues(id)):
+            if not read_together(own, still_open(self.cues(id), closed[id])):
                 continue
             other = self.commit(id)
             overlap = overlap_of(id, other.message, commit.changes, {name: rows.slots for name, rows in other.changes.items()})
@@ -112,29 +106,11 @@ class History:
         Args:
             superseded: ids of facts that are superseded as well.
         """
-        records = {id: self._record(id) for id in self._active}
-        taught = {id: facts_taught(record) for id, record in records.items()}
-        by: dict[str, list[str]] = {}  # fact → the lessons that supersede it, in order
-        for id, facts in taught.items():
-            for old in facts.values():
-                if old is not None:
-                    by.setdefault(old, []).append(id)
-        given, places = set(superseded), {id: place for place, id in enumerate(self._active)}
+        closed = self._closed(superseded)
+        return {id: closed[id] for id in self._active if self.cues(id) is not None}
 
-        def is_closed(id: str, fact: Any) -> bool:
-            def counts(other: str) -> bool:  # the later one counts of two that supersede each other
-                back = not taught[other].keys().isdisjoint(old for old in taught[id].values() if old is not None)
-                return other != id and not (back and places[id] > places[other])
-
-            return isinstance(fact, str) and (fact in given or any(map(counts, by.get(fact, ()))))
-
-        closed = {}
-        for id, record in records.items():
-            if self.cues(id) is not None:
-                ids = record.get("ids")
-                numbered = ids * 2 if isinstance(ids, list) else []  # as they stand, and in lower case
-                closed[id] = frozenset(number for number, fact in enumerate(numbered) if is_closed(id, fact))
-        return closed
+    def _closed(self, superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
+        return closed_facts({id: self._record(id) for id in self._active}, superseded)
 
     def cues(self, id: str) -> Cues | None:
         """The cues of an active lesson, by its full id; None where every text reads it."""

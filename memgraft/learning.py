@@ -21,10 +21,10 @@ from memgraft.examples import Example, Fact, Text
 from memgraft.finding import MOST_WORDINGS
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
-from memgraft.history import facts_taught
 from memgraft.probes import QAProbe, QuestionRow, measure
 from memgraft.probes.language_model import context_length
 from memgraft.probes.scores import Scores
+from memgraft.superseding import facts_taught
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.usage import Usage, merge_taught
 from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings

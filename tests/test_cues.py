@@ -104,6 +104,9 @@ def test_lessons_meet_where_texts_about_a_fact_of_one_open_the_other() -> None:
     wide = Cues(torch.ones(1, 4) / 2, torch.tensor([0.4]), torch.zeros(1, dtype=torch.int64))
     assert wide.meets(one)
     assert one.meets(wide)
+    assert one.without([0]).meets(one)
+    assert not one.without([0, 1]).meets(one)
+    assert not one.meets(one.without([0, 1]))
 
 
 def test_a_token_is_at_most_the_nearest_cues() -> None:

@@ -5,7 +5,7 @@ Legend: R rows of a lesson, V value width (the residual stream's).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -201,6 +201,11 @@ def read_header_copy(path: Path) -> str | None:
 def read_together(one: Cues | None, other: Cues | None) -> bool:
     """Whether some text reads both of two lessons, as far as their cues tell."""
     return one is None or other is None or one.meets(other)
+
+
+def still_open(cues: Cues | None, closed: Collection[int]) -> Cues | None:
+    """A lesson's cues where these facts of it were superseded (`memgraft.superseding`)."""
+    return cues.without(closed) if cues is not None and closed else cues
 
 
 def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Mapping[str, Tensor]) -> Overlap | None:

@@ -17,6 +17,7 @@ from memgraft.errors import StoreError
 from memgraft.store import lessons
 from memgraft.store.draft import Draft
 from memgraft.store.manifest import DATA, HistoryEntry, Manifest, changes_name
+from memgraft.superseding import closed_facts
 
 if TYPE_CHECKING:
     from memgraft.store.store import MemoryStore
@@ -89,10 +90,12 @@ def take_over(draft: Draft, here: MemoryStore, other: MemoryStore) -> MergeRepor
     only_here = [id for id in active if id in then and id not in there]
     gone_there = [id for id in foreign if id not in then]
     messages = {entry.commit: entry.message for entry in (*ours.history, *theirs.history)}
+    records = {id: (here if changes_name(id) in ours.files else other).readable_record(id) for id in merged}
+    shared = functools.partial(_shared, messages=messages, closed=closed_facts(records))
     conflicts = (
-        *_shared(other, learned, here, only_here, messages),
-        *_shared(other, learned, other, gone_there, messages),
-        *_shared(here, only_here, here, reverted, messages),
+        *shared(other, learned, here, only_here),
+        *shared(other, learned, other, gone_there),
+        *shared(here, only_here, here, reverted),
     )
     return MergeReport(learned, reverted, conflicts)
 
@@ -109,15 +112,22 @@ def _check_tags(ours: Manifest, expected: Collection[str], where: str) -> None:
 
 
 def _shared(
-    store: MemoryStore, ids: Sequence[str], others: MemoryStore, other_ids: Sequence[str], messages: Mapping[str, str]
+    store: MemoryStore,
+    ids: Sequence[str],
+    others: MemoryStore,
+    other_ids: Sequence[str],
+    *,
+    messages: Mapping[str, str],
+    closed: Mapping[str, frozenset[int]],
 ) -> Iterator[Conflict]:
     if not ids:
         return
-    slots, cues = {id: store.slots(id) for id in ids}, {id: store.cues(id) for id in ids}
+    slots, cues = {id: store.slots(id) for id in ids}, {id: lessons.still_open(store.cues(id), closed[id]) for id in ids}
     for other in other_ids:
         content = others.content(other)
+        theirs = lessons.still_open(content.cues, closed.get(other, frozenset()))
         for id in ids:
-            if not lessons.read_together(content.cues, cues[id]):
+            if not lessons.read_together(theirs, cues[id]):
                 continue
             overlap = lessons.overlap_of(id, messages[id], content.changes, slots[id])
             if overlap is not None:

@@ -13,6 +13,7 @@ from memgraft.store.identity import Identity
 from memgraft.store.manifest import HistoryEntry, Manifest
 from memgraft.store.record import check_record
 from memgraft.store.spec import StoreSpec
+from memgraft.superseding import closed_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -70,6 +71,13 @@ class StoreReader:
         """What was measured when the lesson was learned, the last time if several."""
         commit = self.resolve(prefix)
         return self.read_record(layout.record_name(commit, self._manifest.times_learned(commit)))
+
+    def readable_record(self, id: str) -> dict[str, Any]:
+        """The record of a lesson, by its full id; empty where it is damaged, which must not keep a lesson from being taken back."""
+        try:
+            return self.record(id)
+        except StoreError:
+            return {}
 
     def read_member(self, name: str) -> bytes:
         """A file of the store by its name in the manifest; its digest is checked."""
@@ -176,9 +184,10 @@ class StoreReader:
             return []
         content = self.content(id)
         messages = {entry.commit: entry.message for entry in manifest.history}
-        found = []
+        closed = closed_facts({each: self.readable_record(each) for each in active})
+        own, found = lessons.still_open(content.cues, closed[id]), []
         for later in active[active.index(id) + 1 :]:
-            if lessons.read_together(content.cues, self.cues(later)):
+            if lessons.read_together(own, lessons.still_open(self.cues(later), closed[later])):
                 found.append(lessons.overlap_of(later, messages[later], content.changes, self.slots(later)))
         return [overlap for overlap in found if overlap is not None]
 

@@ -24,6 +24,7 @@ from memgraft.store.draft import Draft
 from memgraft.store.manifest import HistoryEntry, Manifest
 from memgraft.store.reading import StoreReader
 from memgraft.store.spec import StoreSpec
+from memgraft.superseding import closed_facts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +206,10 @@ class MemoryStore(StoreReader):
         def learn(draft: Draft) -> None:
             draft.learn(commit)
             messages = {entry.commit: entry.message for entry in draft.manifest.history}
-            together = (id for id in draft.manifest.active() if lessons.read_together(commit.cues, self.cues(id)))
+            active = draft.manifest.active()
+            closed = closed_facts({**{id: self.readable_record(id) for id in active}, commit.id: commit.record})
+            own = lessons.still_open(commit.cues, closed[commit.id])
+            together = (id for id in active if lessons.read_together(own, lessons.still_open(self.cues(id), closed[id])))
             shared = (lessons.overlap_of(id, messages[id], commit.changes, self.slots(id)) for id in together)
             found.extend(overlap for overlap in shared if overlap)
             if found and overlap == "refuse":

@@ -115,6 +115,33 @@ def test_of_lessons_that_supersede_each_other_the_last_one_counts(lesson: Lesson
     assert [bool(closed) for closed in history.scoped().values()] == [True, True, False]
 
 
+@pytest.mark.parametrize("corrected_first", [False, True])
+def test_a_correction_does_not_overlap_the_fact_that_it_closes(make: Make, lesson: Lesson, tmp_path: Path, corrected_first: bool) -> None:
+    cues = cues_of(0, 0, least=0.9)
+    old = replace(cued(lesson, "old", cues), record=record_of({"head": None}))
+    new = replace(cued(lesson, "new", cues), record=record_of({"new-head": "head"}))
+    same = replace(cued(lesson, "same subject", cues), record=record_of({"colour": None}))
+    first, second = (new, old) if corrected_first else (old, new)
+
+    def with_lessons(name: str, *commits: Commit) -> MemoryStore:
+        made = make(tmp_path / name)
+        for commit in commits:
+            made.append(commit)
+        return made
+
+    both = with_lessons("both", first, second, same)
+    expected = ["same subject"] if corrected_first else []  # no text reads the old fact with anything
+    assert [overlap.message for overlap in both.overlaps(first.id)] == expected
+    assert [overlap.message for overlap in History(both).revert(first.id).overlaps] == expected
+    merged, other = with_lessons("merged", first), with_lessons("other", second)
+    assert merged.merge_plan(other).conflicts == ()
+    assert merged.merge(other).learned == (second.id,)
+    assert [conflict.message for conflict in merged.merge_plan(with_lessons("third", same)).conflicts] == ["same subject"]
+    other.export(second.id, tmp_path / "lesson.safetensors")
+    imported = with_lessons("imported", first)
+    assert imported.import_(tmp_path / "lesson.safetensors").overlaps == ()
+
+
 @pytest.mark.parametrize("ids", [5, "head", [["head"], {"head": 1}, None], {"head": 0}], ids=str)
 def test_ids_that_make_no_sense_close_nothing(lesson: Lesson, ids: object) -> None:
     strange = replace(cued(lesson, "old", cues_of(0)), record={"taught": {"head": None}, "ids": ids})

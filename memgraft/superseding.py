@@ -1,0 +1,44 @@
+"""Which facts of which lessons are closed: those that another active lesson superseded. The old answer is not read beside the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
+    """Id of each fact of a lesson → id of the one that it superseded. A record may come from elsewhere: what is no id is left out."""
+    taught = record.get("taught")
+    if not isinstance(taught, dict):
+        return {}
+    return {id: superseded if isinstance(superseded, str) else None for id, superseded in taught.items()}
+
+
+def closed_facts(records: Mapping[str, Mapping[str, Any]], superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
+    """For each active lesson, the facts that open nothing any more, as its cues number them.
+
+    Args:
+        records: of the active lessons, in order, by id.
+        superseded: ids of facts that are superseded as well.
+    """
+    taught = {id: facts_taught(record) for id, record in records.items()}
+    by: dict[str, list[str]] = {}  # fact → the lessons that supersede it, in order
+    for id, facts in taught.items():
+        for old in facts.values():
+            if old is not None:
+                by.setdefault(old, []).append(id)
+    given, places = set(superseded), {id: place for place, id in enumerate(records)}
+
+    def is_closed(id: str, fact: Any) -> bool:
+        def counts(other: str) -> bool:  # the later one counts of two that supersede each other
+            back = not taught[other].keys().isdisjoint(old for old in taught[id].values() if old is not None)
+            return other != id and not (back and places[id] > places[other])
+
+        return isinstance(fact, str) and (fact in given or any(map(counts, by.get(fact, ()))))
+
+    closed = {}
+    for id, record in records.items():
+        ids = record.get("ids")
+        numbered = ids * 2 if isinstance(ids, list) else []  # as they stand, and in lower case
+        closed[id] = frozenset(number for number, fact in enumerate(numbered) if is_closed(id, fact))
+    return closed
