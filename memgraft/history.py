@@ -80,7 +80,7 @@ class History:
 
     def overlaps(self, commit: Commit, others: Sequence[str]) -> tuple[Overlap, ...]:
         """Which of the other active lessons wrote to slots of this one and are read by the same texts."""
-        closed = self._closed()
+        closed = closed_facts({**self._records(), commit.id: commit.record})  # it may be about to be learned
         own, found = still_open(commit.cues, closed[commit.id]), []
         for id in others:
             if not read_together(own, still_open(self.cues(id), closed[id])):
@@ -106,11 +106,11 @@ class History:
         Args:
             superseded: ids of facts that are superseded as well.
         """
-        closed = self._closed(superseded)
+        closed = closed_facts(self._records(), superseded)
         return {id: closed[id] for id in self._active if self.cues(id) is not None}
 
-    def _closed(self, superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
-        return closed_facts({id: self._record(id) for id in self._active}, superseded)
+    def _records(self) -> dict[str, Mapping[str, Any]]:
+        return {id: self._record(id) for id in self._active}
 
     def cues(self, id: str) -> Cues | None:
         """The cues of an active lesson, by its full id; None where every text reads it."""
