@@ -22,7 +22,7 @@ from benchmarks.pareto import parser_of, study_of
 from benchmarks.recipe.bench import Bench, write_json
 from benchmarks.recipe.corrections import corrections
 from benchmarks.recipe.stream import stream
-from benchmarks.recipe.taught import taught
+from benchmarks.recipe.taught import WORDINGS, taught
 from memgraft.comparison.runs import append_run, environment, read_runs, run_id
 from memgraft.errors import MemgraftError
 
@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in options.parts:
                 part, sizes = tasks[name]
                 settings = {"part": name, **sizes, "seed": seed, "questions": study.sizes.questions, **study.identity}
+                if name != "stream":
+                    settings["wordings"] = WORDINGS  # of near misses: what is measured is part of the run's id
                 if run_id(settings) not in read_runs(path):
                     result = part(bench, seed=seed, **sizes)
                     append_run(
