@@ -202,11 +202,12 @@ def learn(
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper else 0.0)
         after = measure(probe, model.base, model.tokenizer) if probe else None
         cues = lesson.cues and lesson.cues.cues
-        unrecorded = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256, cues=cues)
-        overlaps = model.history.overlaps(unrecorded, model.history.active())
+        taught = {"taught": taught_ids(examples.examples)}
+        unmeasured = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256, taught, cues=cues)
+        overlaps = model.history.overlaps(unmeasured, model.history.active())
         record: dict[str, Any] = {
             **measurements(lesson, batches, seconds),
-            "taught": taught_ids(examples.examples),
+            **taught,
             "overlaps": [{"lesson": o.commit, "message": o.message, "shared_slots": o.shared_slots} for o in overlaps],
         }
         if lesson.cues is not None:
@@ -217,7 +218,7 @@ def learn(
             record["learned"] = sum(fact["learned"] for fact in record["facts"])
         if gate:
             record["gate"] = gate.check(model)
-        commit = Commit(lesson.changes, message, unrecorded.recipe, examples.sha256, record, keep, cues)
+        commit = Commit(lesson.changes, message, unmeasured.recipe, examples.sha256, record, keep, cues)
         model.history.learn(commit)
     except BaseException as error:
         model.assign(state_before)
