@@ -343,15 +343,6 @@ class TestSeveralLessons:
         assert second.record["taught"] == {"line 1": "head"}
         assert list(model.history.scoped().values()) == [{0, 2}, frozenset()]
 
-    def test_a_correction_with_cues_reports_no_slots_shared_with_what_it_closes(self, tmp_path: Path) -> None:
-        model = grafted()
-        learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
-        again = {**FACTS[0], "id": "again", "answers": LATER[0]["answers"]}
-        for superseded, overlaps in ((None, 1), (FACTS[0]["id"], 0)):
-            other = learn(model, data_file(tmp_path, [{**again, "supersedes": superseded}]), message="2", recipe=RECIPE, test=False)
-            assert len(other.record["overlaps"]) == overlaps
-            model.revert(other.id)
-
     def test_a_lesson_with_cues_is_taught_as_it_is_read_later(self, tmp_path: Path) -> None:
         model = grafted()
         learn(model, data_file(tmp_path, FACTS[1:]), message="everywhere", recipe=EVERYWHERE, test=False)

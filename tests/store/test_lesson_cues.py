@@ -142,6 +142,16 @@ def test_a_correction_does_not_overlap_the_fact_that_it_closes(make: Make, lesso
     assert imported.import_(tmp_path / "lesson.safetensors").overlaps == ()
 
 
+def test_a_lesson_that_is_not_learned_yet_overlaps_nothing_that_it_will_close(lesson: Lesson) -> None:
+    cues = cues_of(0, 0, least=0.9)
+    old = replace(cued(lesson, "old", cues), record=record_of({"head": None}))
+    new = cued(lesson, "new", cues)
+    history = History()
+    history.learn(old)
+    assert [overlap.message for overlap in history.overlaps(new, history.active())] == ["old"]
+    assert history.overlaps(replace(new, record={"taught": {"new-head": "head"}}), history.active()) == ()
+
+
 @pytest.mark.parametrize("ids", [5, "head", [["head"], {"head": 1}, None], {"head": 0}], ids=str)
 def test_ids_that_make_no_sense_close_nothing(lesson: Lesson, ids: object) -> None:
     strange = replace(cued(lesson, "old", cues_of(0)), record={"taught": {"head": None}, "ids": ids})
