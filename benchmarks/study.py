@@ -90,7 +90,9 @@ class Study:
         device: str,
         output: Path,
         cache: Path,
+        only: Sequence[str] | None = None,  # methods that are run now; the summary covers all that have runs
     ) -> None:
+        self.only = only
         self.name, self.sizes, self.data, self.rows, self.output = name, sizes, data, rows, output
         most = sizes.settings if name == "pareto" else None
         # Settings that a fixed number of passes makes equal are tried once.
@@ -135,7 +137,7 @@ class Study:
         runs, done = read_runs(self.runs_path), list[dict[str, Any]]()
         for phase in self.phases(done):
             ids = [self._id(task) for task in phase]
-            missing = [task for task, id in zip(phase, ids, strict=True) if id not in runs]
+            missing = [task for task, id in zip(phase, ids, strict=True) if id not in runs and self._wanted(task)]
             # The base first: what it scores and answers is in files then, which all others read.
             first = [task for task in missing if task.method == BASE]
             others = [task for task in missing if task.method != BASE]
@@ -145,7 +147,7 @@ class Study:
                 append_run(self.runs_path, run)
                 runs[run["id"]] = run
                 self._summarise(done + [runs[id] for id in ids if id in runs])
-            done += [runs[id] for id in ids]
+            done += [runs[id] for id in ids if id in runs]
         self._summarise(done)
 
     def run_task(self, task: Task) -> dict[str, Any]:
@@ -153,6 +155,9 @@ class Study:
         print(f"{task.split}, seed {task.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)
         measured = self._run(task, self.material(task))
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": environment(self.device)}
+
+    def _wanted(self, task: Task) -> bool:
+        return self.only is None or task.method in (BASE, *self.only)
 
     def _id(self, task: Task) -> str:
         return run_id(self._recipe(task))
