@@ -102,6 +102,10 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     summary = json.loads((tmp_path / "pareto" / "summary.json").read_text(encoding="utf-8"))
     assert set(summary["test"]["fronts"]["text_nll"]) == {"memory", "lora", "retrieval"}
     assert set(summary["test"]["at_equal_learning"]["rivals"]) == {"lora", "retrieval"}
+    only = ["lora" if word == "memory" else word for word in arguments if word not in ("lora", "retrieval")]
+    assert pareto.main(only) == 0
+    again = json.loads((tmp_path / "pareto" / "summary.json").read_text(encoding="utf-8"))
+    assert again == summary, "--methods leaves out what it doesn't run"
     stamp = runs.stat().st_mtime_ns
     assert pareto.main(arguments) == 0
     assert runs.stat().st_mtime_ns == stamp, "a finished study ran something again"
@@ -153,6 +157,14 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Pat
     assert found["frames"].keys() == {"few-shot", "zero-shot", "sentence"}  # no chat template
     assert [point["facts"] for point in found["stream_retention"]["3"]] == [1, 2, 3]
     assert found["stream_retention"]["3"][-1]["probes"].keys() == {"webquestions", "triviaqa", "popqa", "nq_open", "gsm8k", "wikitext"}
+
+
+def test_another_background_is_another_part_with_a_store_of_its_own(data: Path, model: Path, tmp_path: Path) -> None:
+    own = ["--smoke", "--data", str(data), "--model", str(model), "-o", str(tmp_path / "recipe"), "--cache", str(tmp_path / "cache")]
+    for tokens in ("512", "768", "512"):
+        assert recipe.main([*own, "--jobs", "1", "--parts", "taught", "--background-tokens", tokens]) == 0
+    assert [part["background_tokens"] for part in lines(tmp_path / "recipe" / "parts.jsonl")] == [512, 768]
+    assert len(list((tmp_path / "cache" / "recipe").glob("taught-*"))) == 2
 
 
 def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from memgraft.grafted import GraftedModel, Scoped, State
 from memgraft.grafting import graft
 from memgraft.memory import Tables
 from memgraft.models import load_model
+from memgraft.reads import Recorder, recording
 from tests.models import ARCHITECTURES, fill, random_tokens, tiny_graft, tiny_model
 
 
@@ -210,6 +211,28 @@ def test_from_the_cue_on_the_memory_is_read_as_if_it_were_always_open(written: G
     assert torch.equal(some[:, :position], base[:, :position])
     assert not torch.allclose(some[:, position:], base[:, position:])
     assert written.opened[0][0].tolist() == [index >= position for index in range(ids.shape[1])]
+
+
+@pytest.mark.parametrize("position", [1, 9, 30])
+def test_only_what_stands_after_the_cue_can_be_written(written: GraftedModel, position: int) -> None:
+    ids = ids_of(written)
+    tokens = torch.arange(ids.shape[1])[None]
+    taught, context = tokens % 3 != 0, tokens % 3 == 0  # a mask with holes, as wordings with a preceding text have
+    open_after(written, cue_at(written, TEXT, position))
+    alone, all_tokens = Recorder(len(written.memories)), Recorder(len(written.memories))
+    for recorder, scope in ((alone, 0), (all_tokens, None)):
+        with recording(written, recorder, taught, context, scope):
+            written(input_ids=ids).logits.square().sum().backward()
+    for recorded, expected, mask in (
+        (alone.of_table(written, "0")[0], all_tokens.of_table(written, "0")[0], taught),
+        (alone.context_of(written, "0"), all_tokens.context_of(written, "0"), context),
+    ):
+        after = tokens[mask] >= position
+        assert torch.equal(recorded.slots, expected.slots[after])
+        assert torch.equal(recorded.weights, expected.weights[after])
+    gradient = alone.of_table(written, "0")[1]
+    assert torch.equal(gradient, all_tokens.of_table(written, "0")[1][tokens[taught] >= position])
+    assert (gradient != 0).any()
 
 
 def test_a_lesson_is_read_after_its_own_cues_alone(written: GraftedModel) -> None:

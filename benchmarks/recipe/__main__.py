@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(options.seeds):
             for name in options.parts:
                 part, sizes = tasks[name]
-                settings = {"part": name, **sizes, "seed": seed, "questions": study.sizes.questions, **study.identity}
+                shared = {"questions": study.sizes.questions, "background_tokens": study.sizes.background_tokens}
+                settings = {"part": name, **sizes, "seed": seed, **shared, **study.identity}
                 if name != "stream":
                     settings["wordings"] = WORDINGS  # of near misses: what is measured is part of the run's id
                 if run_id(settings) not in read_runs(path):
