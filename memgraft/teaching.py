@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from memgraft.attention import quick_attention
 from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows, sum_rows
 from memgraft.config import Config
@@ -169,6 +170,7 @@ def read_gradients(
         width = int(mask.sum(-1).max())
         ids, mask, targets, writable = (tensor[:, :width] for tensor in (ids, mask, targets, writable))
         with ExitStack() as stack:
+            stack.enter_context(quick_attention(model.base, width))
             if prefix is not None:
                 hidden = prefix.hidden_states((key, number), ids, mask)
                 stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))

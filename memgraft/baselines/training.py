@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from memgraft.attention import quick_attention
 from memgraft.baselines.optimizers import SGD, AdamW
 from memgraft.errors import TeachingError
 from memgraft.probes.language_model import unwrapped
@@ -95,11 +96,12 @@ def backward(model: PreTrainedModel, batch: TokenBatch, autocast: torch.dtype | 
         ids, mask, targets = (part[rows, :width].to(model.device) for part in (batch.input_ids, batch.attention_mask, batch.targets))
         targets = targets[:, 1:]  # (S, T-1)
         if targets.any():
-            # Only the forward pass: gradient hooks (OSF's projection) must see the weights' own dtype.
-            with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
-                logits_MV = _logits_before(model, ids, mask, targets)
-            loss = functional.cross_entropy(logits_MV.float(), ids[:, 1:][targets], reduction="sum") / total
-            loss.backward()
+            with quick_attention(unwrapped(model), width):
+                # Only the forward pass: gradient hooks (OSF's projection) must see the weights' own dtype.
+                with torch.autocast(model.device.type, autocast, enabled=autocast is not None):
+                    logits_MV = _logits_before(model, ids, mask, targets)
+                loss = functional.cross_entropy(logits_MV.float(), ids[:, 1:][targets], reduction="sum") / total
+                loss.backward()
             loss_sum += loss.item()
     return loss_sum
 
