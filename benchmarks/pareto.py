@@ -2,7 +2,6 @@
 
     python -m benchmarks.pareto --data FOLDER                    # results/pareto: tuning, then the test split
     python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream, rows: one thing varied
-    python -m benchmarks.pareto --study recipe --data FOLDER     # the winners of the tuning split, 200 facts, three seeds
     python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
 
 Two runs at a time, each on half of the cores. Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command
@@ -78,7 +77,7 @@ def study_of(options: argparse.Namespace) -> Study:
     if unknown:
         raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
     given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
-    sizes = SMOKE if options.smoke else Sizes(test_facts=200) if options.study == "recipe" else Sizes()
+    sizes = SMOKE if options.smoke else Sizes(test_facts=100) if options.study == "stream" else Sizes()
     sizes = sizes.model_copy(update=given)
     return Study(
         options.study,

@@ -53,12 +53,12 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{summary['test_seeds']} seeds; {summary['questions']} questions a probe, {summary['text_tokens']:,} tokens of text."
     )
     if summary["study"] == "pareto" and "test" not in summary:
-        yield "**Not finished**: these are the first runs of the tuning split, and say nothing yet. The command goes on from here."
+        yield "**Not finished**: these are runs of the tuning split. The command goes on from here."
     for split in ("test", "tuning"):
         if split in summary:
             yield f"### {split.capitalize()} split"
             yield from _at_equal_learning(summary[split]["at_equal_learning"])
-            yield _settings(summary[split]["settings"])
+            yield _settings(summary[split]["settings"], with_seeds=split == "test")
     for stream in summary.get("streams", ()):
         if stream["along"]:
             yield f"### {plain(stream['method'])}"
@@ -79,13 +79,25 @@ def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
     yield table(["method", "learned F1", *(MEASURES[name] for name in measures)], rows)
 
 
-def _settings(settings: list[Mapping[str, Any]]) -> str:
+def _settings(settings: list[Mapping[str, Any]], with_seeds: bool = False) -> str:
     measures = [name for name in MEASURES if name in settings[0]["forgotten"]]
-    columns = ["method", "settings", "learned F1", "net of control", *(MEASURES[name] for name in measures), "CPU s", "MB", "peak MB"]
+    seeds = ["seeds"] if with_seeds else []
+    columns = [
+        "method",
+        "settings",
+        *seeds,
+        "learned F1",
+        "net of control",
+        *(MEASURES[name] for name in measures),
+        "CPU s",
+        "MB",
+        "peak MB",
+    ]
     rows = [
         [
             plain(each["method"]),
             plain(each["label"]),
+            *(str(len(each["seeds"])) for _ in seeds),
             _span(each["learned_f1"]),
             _span(each.get("net_f1")),
             *(_span(each["forgotten"][name]) for name in measures),

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from benchmarks.study import choose_finalists
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, SHiRA
 from memgraft.comparison.grid import grid, memory, papers
 from memgraft.comparison.methods import AnyMethod, Memory
-from memgraft.comparison.runs import read_runs
-from memgraft.comparison.summary import BASE
 from memgraft.writers import SGD as SparseSGD
 from memgraft.writers import Adam as SparseAdam
 from memgraft.writers import LeastInterference
 
-PARETO = Path("results", "pareto", "runs.jsonl")
 BACKGROUNDS = ("self-written", "c4", "wikitext", "taught", "probes")
 
 
@@ -63,17 +57,8 @@ def rows() -> dict[str, list[AnyMethod]]:
     }
 
 
-def recipe() -> dict[str, list[AnyMethod]]:
-    """The default recipe, and the rivals' winners on the tuning split, as far as they are known."""
-    runs = [run for run in read_runs(PARETO).values() if run["split"] == "tuning"]
-    winners = choose_finalists(runs, 1) if any(run["method"] == BASE for run in runs) else {}
-    rivals = ("lora", "lora + replay", "full", "osf", "shira", "memory (tfidf, sgd)")
-    return {"memory": [memory()], **{name: winners[name] for name in rivals if name in winners}}
-
-
 STUDIES = {
     "pareto": grid,
-    "recipe": recipe,
     "ranking": ranking,
     "background": background,
     "optimizer": optimizer,

@@ -36,6 +36,7 @@ from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, load_probe, meas
 QUESTIONS = {"webquestions": "qa", "triviaqa": "qa", "popqa": "qa", "nq_open": "nll", "gsm8k": "nll"}
 FINALISTS = 3
 FOR_CHOOSING = ("rows",)  # studies that the recipe's settings are chosen by
+NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
 SHOTS = 5
 EARLIEST = 10  # facts of a stream whose retention is followed
 
@@ -44,7 +45,7 @@ class Sizes(Config):
     """How much is taught and measured."""
 
     tuning_facts: int = Field(50, gt=0, description="facts taught, and as many controls, when settings are chosen")
-    test_facts: int = Field(100, gt=0, description="facts taught, and as many controls, on the test split")
+    test_facts: int = Field(200, gt=0, description="facts taught, and as many controls, on the test split")
     test_seeds: int = Field(3, gt=0, description="seeds on the test split")
     questions: int = Field(200, gt=0, description="questions of each probe")
     text_tokens: int = Field(32_768, gt=1, description="tokens of WikiText-2 test read")
@@ -166,26 +167,28 @@ class Study:
         """All that shapes a run's figures."""
         selection = self.material(task).selection.model_dump(mode="json")
         what = {"study": self.name, "split": task.split, "seed": task.seed, "facts": task.facts}
-        return {**self.identity, **_without(self.sizes, "settings"), **what, "selection": selection, "settings": settings(task.taught_as)}
+        return {
+            **self.identity,
+            **_without(self.sizes, *NO_PART_OF_A_RUN),
+            **what,
+            "selection": selection,
+            "settings": settings(task.taught_as),
+        }
 
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
-        if self.name not in ("pareto", "recipe"):
+        if self.name != "pareto":
             split: Split = "tuning" if self.name in FOR_CHOOSING else "test"
             facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
             yield list(self._tasks(split, facts, 0, self.methods))
             return
-        if self.name == "recipe":
-            yield self._test(self.methods)
-            return
         yield list(self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods))
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
-        yield self._test(finalists)
-
-    def _test(self, methods: Mapping[str, Sequence[AnyMethod]]) -> list[Task]:
-        seeds = [self._tasks("test", self.sizes.test_facts, seed, methods) for seed in range(self.sizes.test_seeds)]
-        # The winners with all seeds, then their neighbours: a study that is stopped has a verdict early.
-        return [task for same in zip(*seeds, strict=True) for task in same]
+        # The winners with all seeds, then what is next to them on the fronts: a study that is stopped has a verdict early.
+        places = [{method: each[place : place + 1] for method, each in finalists.items()} for place in range(FINALISTS)]
+        seeds = range(self.sizes.test_seeds)
+        tasks = (task for place in places for seed in seeds for task in self._tasks("test", self.sizes.test_facts, seed, place))
+        yield list(dict.fromkeys(tasks))  # the base once a seed
 
     @staticmethod
     def _tasks(split: Split, facts: int, seed: int, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
@@ -340,7 +343,7 @@ class Study:
             summary["streams"] = [{"method": run["method"], "along": run.get("along", [])} for run in runs]
         partial = self.output / ".summary.partial"
         partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.output / ("study.json" if self.name == "recipe" else "summary.json"))
+        partial.replace(self.output / "summary.json")
 
 
 def choose_finalists(runs: Sequence[dict[str, Any]], count: int) -> dict[str, list[AnyMethod]]:

@@ -4,8 +4,8 @@
     python -m benchmarks.recipe --data FOLDER --parts taught        # one part
 
 Parts, each resumable: `taught` (200 facts in one lesson: frames, near misses, instructions), `corrections` (100 of them and 100 that the
-base knew get other answers), `stream` (1,000 facts, each a lesson of its own). How the recipe compares with others at 200 facts is
-`python -m benchmarks.pareto --study recipe`, whose runs the summary takes up. Lessons go into real stores under --cache.
+base knew get other answers), `stream` (1,000 facts, each a lesson of its own). How the recipe compares with others is `benchmarks.pareto`,
+whose test split the summary takes up. Lessons go into real stores under --cache.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PARTS = ("taught", "corrections", "stream")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing. Exit status 1 with one line where something can't be used."""
     parser = parser_of("python -m benchmarks.recipe", "What the default recipe learns, keeps and leaves alone.")
-    parser.set_defaults(study="recipe", methods=["memory"])
+    parser.set_defaults(output=Path("results", "recipe"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
     parser.add_argument("--facts", type=int, default=200, help="of the one lesson (default: %(default)s)")
     parser.add_argument("--changed", type=int, default=100, help="facts that get another answer, of each kind (default: %(default)s)")
@@ -74,12 +74,13 @@ def summary(folder: Path) -> dict[str, Any]:
     parts: dict[str, list[dict[str, Any]]] = {}
     for run in read_runs(folder / "parts.jsonl").values():
         parts.setdefault(run["part"], []).append({name: value for name, value in run.items() if name not in ("id", "part", "environment")})
-    study = folder / "study.json"
+    compared = folder.parent / "pareto" / "summary.json"
     methods: dict[str, Any] = {"memgraft": {}}
-    if study.exists():
-        compared = json.loads(study.read_text(encoding="utf-8"))["test"]
-        for setting in compared["settings"]:
+    if compared.exists():
+        for setting in json.loads(compared.read_text(encoding="utf-8")).get("test", {}).get("settings", []):
             name = {"memory": "memgraft"}.get(setting["method"], setting["method"])
+            if methods.get(name):
+                continue  # the winner comes first
             wanted = ("label", "seeds", "learned_f1", "control_f1", "net_f1", "rows_per_fact", "bytes", "seconds", "probes")
             measures = {"d_text_nll": "text_nll", "d_qa_f1_rel": "qa_f1"}
             methods[name] = {
