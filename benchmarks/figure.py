@@ -1,53 +1,59 @@
-"""The README's figure: learned against forgotten, an arm a point, from a benchmark's summary.
+"""The README's figure: learned against forgotten, every setting of every method, from the summary of benchmarks.pareto.
 
-python -m benchmarks.figure results/first/summary.json docs/first.svg
+    python -m benchmarks.figure results/pareto/summary.json docs/pareto.svg
+
+The test split where it has runs, else the tuning split. A method's front is joined by a line; its winner by docs/protocol.md is named.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks.results import winners
+from memgraft.comparison.summary import BASE, MEMORY
+
+COLORS = ("#b5482f", "#c98a1b", "#6a51a3", "#4a7c3a", "#a03a6e", "#70543e", "#777777", "#333333")
+OWN = "#1f6f8b"
+
 
 def draw(summary: Path, target: Path) -> None:
     """Write the figure as SVG; equal summaries give equal bytes."""
-    arms = [arm for arm in json.loads(summary.read_text(encoding="utf-8"))["arms"] if arm["arm"] != "base"]
+    found = json.loads(summary.read_text(encoding="utf-8"))
+    part = found.get("test") or found["tuning"]
+    settings = [setting for setting in part["settings"] if setting["method"] != BASE]
+    best = {setting["method"]: setting for setting in winners(settings)}
+    rivals = [method for method in best if method != MEMORY]
+    colors = {MEMORY: OWN, **{method: COLORS[number % len(COLORS)] for number, method in enumerate(rivals)}}
     with rc_context({"svg.hashsalt": "memgraft", "svg.fonttype": "none", "font.size": 10}):
-        figure = Figure(figsize=(7.2, 3.8), layout="constrained")
+        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
         axes = figure.add_subplot()
         axes.axvline(0, color="#888888", linewidth=1)
-        # From left to right, names in turns above and below: neighbours do not write over each other.
-        for number, arm in enumerate(sorted(arms, key=lambda arm: float(arm["text_nll"]["change"]["mean"]))):
-            learned, change = arm["learned_f1"], arm["text_nll"]["change"]
-            color, marker = ("#b5482f", "s") if arm["arm"].startswith("lora") else ("#1f6f8b", "o")
-            axes.errorbar(
-                change["mean"],
-                learned["mean"],
-                xerr=[[change["mean"] - change["low"]], [change["high"] - change["mean"]]],
-                yerr=[[learned["mean"] - learned["low"]], [learned["high"] - learned["mean"]]],
-                color=color,
-                marker=marker,
-                markersize=8,
-                linewidth=1.4,
+        for method, outcomes in part["fronts"]["text_nll"].items():
+            axes.plot(
+                [o["forgotten"] for o in outcomes], [o["learned_f1"] for o in outcomes], color=colors[method], linewidth=1.2, alpha=0.7
             )
-            axes.annotate(
-                arm["arm"],
-                (change["mean"], learned["mean"]),
-                (7, (7, -18)[number % 2]),
-                textcoords="offset points",
-                color=color,
-                weight="bold",
-            )
+        for setting in settings:
+            axes.plot(*_point(setting), marker="o", markersize=4, color=colors[setting["method"]], alpha=0.6)
+        for method, setting in best.items():
+            x, y = _point(setting)
+            axes.plot(x, y, marker="s" if method == MEMORY else "o", markersize=9, color=colors[method], label=method)
         axes.set(xlabel="rise of WikiText-2 NLL, nats per token (right is forgetting)", ylabel="learned F1, unseen questions")
-        axes.set_ylim(-0.03, 1.08)
-        axes.margins(x=0.2)
+        axes.set_ylim(-0.03, 1.06)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e2e2e2", linewidth=0.8)
+        axes.legend(loc="lower right", frameon=False, fontsize=9)
         figure.savefig(target, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def _point(setting: Mapping[str, Any]) -> tuple[float, float]:
+    return setting["forgotten"]["text_nll"]["mean"], setting["learned_f1"]["mean"]
 
 
 if __name__ == "__main__":

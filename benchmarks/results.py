@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.table import markdown
 from memgraft.comparison.runs import read_runs
 from memgraft.report.markdown import plain, table
 
@@ -41,6 +42,7 @@ def results(folder: Path) -> str:
             parts.append("Not run yet.")
         if name == "pareto":
             parts += _behind_cues(folder / name / "behind_cues.json")
+    parts.append(_first(folder / "first" / "summary.json"))
     parts += _recipe(folder / "recipe" / "summary.json")
     parts.append(_cue_rates(folder / "cues" / "summary.json"))
     parts.append(_core_sets(folder / "core-sets" / "runs.jsonl"))
@@ -58,6 +60,9 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
         if split in summary:
             yield f"### {split.capitalize()} split"
             yield from _at_equal_learning(summary[split]["at_equal_learning"])
+            yield "Each method at its best setting, by learned F1 × exp(−rise of the text NLL):"
+            yield _settings(winners(summary[split]["settings"]), with_seeds=split == "test")
+            yield "All settings:"
             yield _settings(summary[split]["settings"], with_seeds=split == "test")
     for stream in summary.get("streams", ()):
         if stream["along"]:
@@ -77,6 +82,15 @@ def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
         rows.append([plain(method), learned, *(_span(by_measure[name]["forgotten"]) for name in measures)])
     yield "Forgetting at the memory's learned F1:"
     yield table(["method", "learned F1", *(MEASURES[name] for name in measures)], rows)
+
+
+def winners(settings: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Each method's best setting, in the order of the methods."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for each in settings:
+        if each["method"] not in best or each["balance"] > best[each["method"]]["balance"]:
+            best[each["method"]] = each
+    return list(best.values())
 
 
 def _settings(settings: list[Mapping[str, Any]], with_seeds: bool = False) -> str:
@@ -123,12 +137,19 @@ def _behind_cues(path: Path) -> Iterator[str]:
     summary = json.loads(path.read_text(encoding="utf-8"))
     for split in ("test", "tuning"):
         if split in summary:
-            best: dict[str, Mapping[str, Any]] = {}
-            for each in summary[split]["settings"]:
-                if each["method"] not in best or each["balance"] > best[each["method"]]["balance"]:
-                    best[each["method"]] = each
             yield f"### {split.capitalize()} split, behind cues"
-            yield _settings(list(best.values()))
+            yield _settings(winners(summary[split]["settings"]))
+
+
+def _first(path: Path) -> str:
+    title = f"## A first look\n\n`python -m benchmarks.first` → `{path.as_posix()}`\n\n"
+    if not path.exists():
+        return title + "Not run yet."
+    about = (
+        "50 facts of the test split, one seed, one setting a method: 14 passes of 4 wordings, a quarter of the questions in lower case. "
+        "`least-interference` is the default recipe but for its passes; `no cues` is the same rule with the memory open to every text.\n\n"
+    )
+    return title + about + markdown(json.loads(path.read_text(encoding="utf-8"))).rstrip()
 
 
 def _recipe(path: Path) -> Iterator[str]:
