@@ -51,7 +51,7 @@ class Sizes(Config):
     text_tokens: int = Field(32_768, gt=1, description="tokens of WikiText-2 test read")
     background_tokens: int = Field(32_768, gt=1, description="tokens of background text")
     wordings: int = Field(8, gt=0, description="training strings a fact in each pass")
-    settings: int = Field(6, gt=0, description="settings a method, at most")
+    settings: int = Field(7, gt=0, description="settings a method, at most")
     passes: int | None = Field(None, gt=0, description="passes of every method; none: its own")
 
 
