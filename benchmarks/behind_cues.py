@@ -58,12 +58,12 @@ def sequences_of(probe: AnyProbe, grafted: GraftedModel) -> list[list[int]]:
 
 def opened_items(study: Study, split: Any, facts: int, seed: int) -> dict[str, list[bool]]:
     """Probe → for each item, whether it opens the memory that was taught these facts. All are closed where there are no cues."""
-    material = study.material(Task(split, facts, seed, BASE, Base()))
+    task = Task(split, facts, seed, BASE, Base())
     grafted = study.workshop.grafted(memory())
     grafted.assign_rows({})
-    found = find_cues(grafted, material.lesson.batches)
+    found = find_cues(grafted, study.material(task).lesson.batches)
     opens: dict[str, list[bool]] = {}
-    for probe in (*material.probes, *study.probes):
+    for probe in study.probes_of(task):
         sequences = sequences_of(probe, grafted)
         # An open memory stays open, so a sequence's last token tells.
         opens[probe.name] = [bool(each[-1]) for each in opened(grafted, found.cues, sequences)] if found else [False] * len(sequences)

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.behind_cues import opened
-from benchmarks.measurement import FACTS, TEXT, data_file, read_rows, taught_rows
+from benchmarks.measurement import FACTS, SHOTS, TEXT, data_file, read_rows, taught_rows
 from benchmarks.selection import select_facts
 from benchmarks.splits import split_of
-from benchmarks.study import QUESTIONS, SHOTS
+from benchmarks.study import QUESTIONS
 from memgraft.comparison.grid import memory
 from memgraft.comparison.runs import environment
 from memgraft.comparison.workshop import Workshop

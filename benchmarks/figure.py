@@ -28,7 +28,7 @@ def draw(summary: Path, target: Path) -> None:
     found = json.loads(summary.read_text(encoding="utf-8"))
     part = found.get("test") or found["tuning"]
     settings = [setting for setting in part["settings"] if setting["method"] != BASE]
-    best = {setting["method"]: setting for setting in winners(settings)}
+    best = {setting["method"]: setting for setting in winners(settings, tuned="test" in found)}
     rivals = [method for method in best if method != MEMORY]
     colors = {MEMORY: OWN, **{method: COLORS[number % len(COLORS)] for number, method in enumerate(rivals)}}
     with rc_context({"svg.hashsalt": "memgraft", "svg.fonttype": "none", "font.size": 10}):

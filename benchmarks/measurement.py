@@ -18,6 +18,7 @@ from memgraft.probes import QAProbe, QuestionRow, TextProbe, load_probe
 FACTS = Path("facts", "entityquestions.jsonl")
 QUESTIONS = Path("probes", "webquestions.jsonl")
 TEXT = Path("text", "wikitext2_test.txt")
+SHOTS = 5  # examples in front of a test question
 
 
 class Protocol(Config):

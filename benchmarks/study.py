@@ -17,7 +17,8 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from benchmarks.jobs import Runner, finished
-from benchmarks.measurement import FACTS, data_file, question_probe, taught_rows
+from benchmarks.measurement import FACTS, SHOTS, data_file, question_probe, taught_rows
+from benchmarks.neighbours import SURE, known, leaks, near_misses
 from benchmarks.selection import Selection, select_facts
 from benchmarks.splits import Split, check_unseen, overlapping, split_of
 from memgraft.background import read_background
@@ -25,19 +26,18 @@ from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
 from memgraft.comparison.runs import append_run, environment, read_runs, run_id
-from memgraft.comparison.summary import BASE, CONTROL, LEARNED, balance, fronts_of, grouped, pools, summarise
+from memgraft.comparison.summary import BASE, CONTROL, LEAKED, LEARNED, NEAR, balance, fronts_of, grouped, pools, summarise
 from memgraft.comparison.workshop import Lesson, Taught, Workshop
 from memgraft.config import Config
 from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
 from memgraft.models import load_model
-from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, load_probe, measure
+from memgraft.probes import AnswerNLLProbe, QAProbe, QuestionRow, TextProbe, load_probe, measure
 
 QUESTIONS = {"webquestions": "qa", "triviaqa": "qa", "popqa": "qa", "nq_open": "nll", "gsm8k": "nll"}
 FINALISTS = 3
 FOR_CHOOSING = ("rows",)  # studies that the recipe's settings are chosen by
 NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
-SHOTS = 5
 EARLIEST = 10  # facts of a stream whose retention is followed
 
 
@@ -215,7 +215,7 @@ class Study:
 
         with self.workshop.taught(task.taught_as, material.lesson, on_step) as taught:
             start = time.process_time()
-            scores = self._scores(task, taught, material)
+            scores = self._scores(task, taught)
             measure_seconds = time.process_time() - start
         run = {
             "study": self.name,
@@ -239,11 +239,17 @@ class Study:
         before = self.base_scores.of(probe)
         return {"metric": after["metric"], "before": _mean(**_part(before)), "after": _mean(**_part(after))}
 
-    def _scores(self, task: Task, taught: Taught, material: Material) -> dict[str, Measured]:
-        probes: list[AnyProbe] = [*material.probes, *self.probes]
+    def _scores(self, task: Task, taught: Taught) -> dict[str, Measured]:
+        probes = self.probes_of(task)
         if task.method == BASE:
             return {probe.name: self.base_scores.of(probe) for probe in probes}
         return measure_all(taught.model, self.workshop.tokenizer, probes, taught.context)
+
+    def probes_of(self, task: Task) -> list[AnyProbe]:
+        """All that is asked of a run: the facts, on the comparison's test split what is beside them, and what may be forgotten."""
+        material = self.material(task)
+        beside = self._neighbours(task, material.selection) if self._has_neighbours(task) else ()
+        return [*material.probes, *beside, *self.probes]
 
     def _along(self, model: PreTrainedModel, material: Material, count: int) -> dict[str, float]:
         """In the middle of a stream: all facts taught so far, the earliest ones, and what must not get worse."""
@@ -279,6 +285,29 @@ class Study:
             )
         return self._materials[key]
 
+    def _has_neighbours(self, task: Task) -> bool:
+        return self.name == "pareto" and task.split == "test"
+
+    def _neighbours(self, task: Task, selection: Selection) -> Iterator[QAProbe]:
+        near = near_misses(NEAR, self.rows, selection.taught, self._sure())
+        if near is not None:
+            yield near
+        yield leaks(LEAKED, self.rows, selection.taught, task.seed)
+
+    def _sure(self) -> dict[int, str]:
+        """Number of a row → the base's answer, of those that it is sure of; all rows are asked once."""
+        path = self.output / "sure.json"
+        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if kept.get("identity") != self.identity:
+            print(f"asking the base all {len(self.rows)} rows, to know which it is sure of", file=sys.stderr, flush=True)
+            with self.workshop.taught(Base(), _nothing()) as taught:
+                questions = [QuestionRow(question=row["question"], answers=tuple(row["answers"])) for row in self.rows]
+                answers = known(taught.model, self.workshop.tokenizer, questions)
+            sure = {str(number): found.answer for number, found in enumerate(answers) if found.probability >= SURE}
+            kept = {"identity": self.identity, "sure": sure}
+            _write(path, json.dumps(kept, ensure_ascii=False) + "\n")
+        return {int(number): answer for number, answer in kept["sure"].items()}
+
     def _selection(self, task: Task) -> Selection:
         """The facts to teach and their controls; what the base answers wrongly is asked once and kept."""
         own = [index for index, row in enumerate(self.rows) if split_of(row) == task.split]
@@ -301,10 +330,7 @@ class Study:
         known = len(wrong)
         chosen = select_facts([self.rows[index] for index in own], is_wrong, task.facts, task.seed)
         if len(wrong) > known:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(kept) + "\n", encoding="utf-8")
-            partial.replace(path)
+            _write(path, json.dumps(kept) + "\n")
         return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
 
     def _load_probes(self) -> list[AnyProbe]:
@@ -341,9 +367,7 @@ class Study:
         }
         if self.name == "stream":
             summary["streams"] = [{"method": run["method"], "along": run.get("along", [])} for run in runs]
-        partial = self.output / ".summary.partial"
-        partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        partial.replace(self.output / "summary.json")
+        _write(self.output / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
 
 
 def choose_finalists(runs: Sequence[dict[str, Any]], count: int) -> dict[str, list[AnyMethod]]:
@@ -385,6 +409,14 @@ def _checkpoints(facts: int) -> set[int]:
 
 def _nothing() -> Lesson:
     return Lesson((), (), 0)
+
+
+def _write(path: Path, text: str) -> None:
+    """Replaces a file as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
 
 
 def _without(sizes: Sizes, *names: str) -> dict[str, Any]:

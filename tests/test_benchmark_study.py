@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import behind_cues, core_sets, cue_rates, pareto
+from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.relations import facts_for, relations
 from benchmarks.results import results
@@ -99,7 +100,10 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     fields = {"method", "settings", "split", "seed", "learned_f1", "control_f1", "probes", "rows", "bytes", "seconds", "peak_bytes"}
     assert all(fields <= run.keys() for run in after)
     assert all(probe.keys() == {"metric", "before", "after"} for run in after for probe in run["probes"].values())
+    assert all(("leaks" in run["scores"]) == (run["split"] == "test") for run in after)
     summary = json.loads((tmp_path / "pareto" / "summary.json").read_text(encoding="utf-8"))
+    assert all(setting["leaked_f1"]["n"] == 4 for setting in summary["test"]["settings"])
+    assert all("leaks" not in setting["probes"] for setting in summary["test"]["settings"])
     assert set(summary["test"]["fronts"]["text_nll"]) == {"memory", "lora", "retrieval"}
     assert set(summary["test"]["at_equal_learning"]["rivals"]) == {"lora", "retrieval"}
     only = ["lora" if word == "memory" else word for word in arguments if word not in ("lora", "retrieval")]
@@ -116,7 +120,7 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     assert "## Learning against forgetting" in page
     assert "### Test split, behind cues" in page
     assert "| memory |" in page
-    assert page.count("Not run yet.") == len(STUDIES) + 2  # all others, the recipe, what cues open, and the core sets
+    assert page.count("Not run yet.") == len(STUDIES) + 3  # all others, the first look, the recipe, what cues open, and the core sets
 
 
 def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_elsewhere() -> None:
@@ -252,6 +256,22 @@ def test_probe_rows_that_ask_for_a_taught_fact_are_found() -> None:
     fact = Fact(line=1, **{name: value for name, value in made.items() if name != "meta"})
     asked = [("Which city rules Ruritania?", "Strelsau"), ("Which city rules Ruritania?", "Other"), ("Where is Strelsau?", "Strelsau")]
     assert overlapping([fact], [QuestionRow(question=q, answers=(a,)) for q, a in asked]) == [0]
+
+
+def test_near_misses_ask_the_taught_relations_about_other_subjects() -> None:
+    rows = [row("P36", "Arl", "Bo"), row("P36", "Cor", "Du"), row("P50", "Arl", "Em"), row("P50", "Fen", "Gi"), row("P36", "Hul", "Io")]
+    probe = near_misses("near misses", rows, taught=[0], sure={0: "Bo", 1: "Dunne", 2: "Em", 3: "Gi"})
+    assert [(question.question, question.answers) for question in probe.questions] == [(rows[1]["question"], ("Dunne",))]
+
+
+def test_leaks_ask_another_relation_about_each_taught_subject() -> None:
+    rows = [row("P36", "Arl", "Bo"), row("P50", "Fen", "Gi")]
+    probe = leaks("leaks", rows, taught=[1, 0], seed=3)
+    assert [question.answers for question in probe.questions] == [("Gi",), ("Bo",)]
+    for question, subject, own in zip(probe.questions, ("Fen", "Arl"), (rows[1], rows[0]), strict=True):
+        assert subject in question.question
+        assert question.question != own["question"]
+    assert probe == leaks("leaks", rows, taught=[1, 0], seed=3)
 
 
 @pytest.mark.parametrize("study", STUDIES)

@@ -27,6 +27,8 @@ from memgraft.comparison.runs import append_run, environment, read_runs, run_id
 from memgraft.errors import MemgraftError
 
 PARTS = ("taught", "corrections", "stream")
+SCORES = ("learned_f1", "control_f1", "net_f1", "near_miss_f1", "leaked_f1", "probes")
+COMPARED = ("label", "seeds", *SCORES, "rows_per_fact", "bytes", "seconds")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,10 +83,9 @@ def summary(folder: Path) -> dict[str, Any]:
             name = {"memory": "memgraft"}.get(setting["method"], setting["method"])
             if methods.get(name):
                 continue  # the winner comes first
-            wanted = ("label", "seeds", "learned_f1", "control_f1", "net_f1", "rows_per_fact", "bytes", "seconds", "probes")
             measures = {"d_text_nll": "text_nll", "d_qa_f1_rel": "qa_f1"}
             methods[name] = {
-                **{field: setting[field] for field in wanted if field in setting},
+                **{field: setting[field] for field in COMPARED if field in setting},
                 **{measure: setting["forgotten"][pool] for measure, pool in measures.items()},
                 "d_gsm8k_nll": setting["probes"]["gsm8k"]["change"],
             }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from benchmarks.measurement import SHOTS
+from benchmarks.neighbours import Known, known
 from benchmarks.splits import split_of
-from benchmarks.study import SHOTS, Study
+from benchmarks.study import Study
 from memgraft.comparison.grid import memory
 from memgraft.comparison.runs import run_id
 from memgraft.data import ExampleSet
@@ -19,21 +20,10 @@ from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.history import History
 from memgraft.learning import learn
-from memgraft.probes import QuestionRow, f1, generate_answers
-from memgraft.probes.likelihood import answer_sums
+from memgraft.probes import QuestionRow, generate_answers
 from memgraft.probes.measuring import few_shot_prompts
 from memgraft.store import MemoryStore
 from memgraft.teaching import Recipe
-
-SURE = 0.5  # probability of its own answer from which on the base counts as knowing what it says
-
-
-class Known(NamedTuple):
-    """What the base answers to a question."""
-
-    answer: str
-    probability: float  # of the whole answer
-    f1: float
 
 
 class Bench:
@@ -63,14 +53,7 @@ class Bench:
         if asked:
             grafted = self.study.workshop.grafted(memory())
             with grafted.without_memory():
-                prompts = few_shot_prompts(asked, SHOTS)
-                answers = generate_answers(grafted.base, self.tokenizer, prompts)
-                said = [index for index, answer in enumerate(answers) if answer]
-                sums = answer_sums(grafted.base, self.tokenizer, [prompts[i] for i in said], [answers[i] for i in said])
-            sure = dict(zip(said, (math.exp(-total) for total in sums.totals), strict=True))
-            for index, row in enumerate(asked):
-                score = f1(answers[index], row.answers)
-                self._known[row.question] = Known(answers[index], round(sure.get(index, 0.0), 6), score)
+                self._known |= {row.question: what for row, what in zip(asked, known(grafted.base, self.tokenizer, asked), strict=True)}
             write_json(path, {"identity": self.study.identity, "known": self._known})
         return [self._known[row.question] for row in questions]
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from benchmarks.neighbours import subject_of
 from benchmarks.recipe.bench import Bench
-from benchmarks.recipe.taught import near_misses, subject_of
+from benchmarks.recipe.taught import near_misses
 from benchmarks.relations import facts_for
 from benchmarks.study import Task
 from memgraft.comparison.methods import Base

@@ -12,7 +12,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from benchmarks.recipe.bench import SURE, Bench, stays
+from benchmarks.neighbours import SURE, subject_of
+from benchmarks.recipe.bench import Bench, stays
 from benchmarks.relations import relations
 from benchmarks.study import Material, Task
 from memgraft.comparison.methods import Base
@@ -166,8 +167,3 @@ def instructions(grafted: GraftedModel) -> dict[str, Any]:
         before = answers()
         nll = [fmean(answer_nll(grafted.base, grafted.tokenizer, prompts, each)) for each in (before, now)]
     return {**stays(before, now), "base_nll": round(nll[0], 4), "taught_nll": round(nll[1], 4)}
-
-
-def subject_of(row: dict[str, Any]) -> str:
-    """The subject that a row of the data set asks about."""
-    return relations()[row["relation"]].subject(row["question"])

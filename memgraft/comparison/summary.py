@@ -19,6 +19,8 @@ Run = Mapping[str, Any]
 Vector = NDArray[np.float64]
 
 LEARNED, CONTROL = "learned", "control"
+NEAR, LEAKED = "near misses", "leaks"  # how far answers beside the facts stayed, and where the taught answer came unasked
+OWN = (LEARNED, CONTROL, NEAR, LEAKED)  # probes that belong to the facts, others in each run; the rest are what may be forgotten
 MEMORY, BASE = "memory", "base"
 # What is judged: pooled probes by their metric. The first is the paper's headline, a relative drop of F1.
 POOLED = {"qa_f1": "F1", "answer_nll": "answer NLL", "text_nll": "text NLL"}
@@ -35,7 +37,7 @@ class Setting:
     def items(self, probe: str) -> Vector:
         """Values of a probe's items. Items that all seeds share are averaged over them; facts differ by seed and are put in a row."""
         values = [np.asarray(run["scores"][probe]["values"], dtype=np.float64) for run in self.runs]
-        return np.concatenate(values) if probe in (LEARNED, CONTROL) else np.mean(values, axis=0)
+        return np.concatenate(values) if probe in OWN else np.mean(values, axis=0)
 
     @property
     def learned(self) -> float:
@@ -88,7 +90,7 @@ def pools(base: Setting) -> dict[str, Pool]:
     scores = base.runs[0]["scores"]
     found = {}
     for name, metric in POOLED.items():
-        probes = tuple(probe for probe in scores if scores[probe]["metric"] == metric and probe not in (LEARNED, CONTROL))
+        probes = tuple(probe for probe in scores if scores[probe]["metric"] == metric and probe not in OWN)
         if probes:
             weights = [np.asarray(scores[probe].get("weights") or [1.0] * len(scores[probe]["values"])) for probe in probes]
             found[name] = Pool(metric, probes, np.concatenate([base.items(probe) for probe in probes]), np.concatenate(weights))
@@ -159,9 +161,12 @@ def setting_summary(setting: Setting, base: Setting, pooled: Mapping[str, Pool])
         control = setting.items(CONTROL)
         summary["control_f1"] = fields(mean_interval(control.tolist()))
         summary["net_f1"] = fields(mean_interval((learned - control).tolist())) if len(control) == len(learned) else None
+    for probe, field in ((NEAR, "near_miss_f1"), (LEAKED, "leaked_f1")):
+        if probe in scores:
+            summary[field] = fields(mean_interval(setting.items(probe).tolist()))
     summary["probes"] = {}
     for probe in scores:
-        if probe not in (LEARNED, CONTROL):
+        if probe not in OWN:
             weights = scores[probe].get("weights")
             before, after = base.items(probe), setting.items(probe)
             summary["probes"][probe] = {
