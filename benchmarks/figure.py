@@ -2,7 +2,8 @@
 
     python -m benchmarks.figure results/pareto/summary.json docs/pareto.svg
 
-The test split where it has runs, else the tuning split. A method's front is joined by a line; its winner by docs/protocol.md is named.
+The test split where it has runs, else the tuning split. A method's front is joined by a line, and its winner by
+docs/protocol.md is large. What forgot far more than any front is not shown.
 """
 
 from __future__ import annotations
@@ -45,7 +46,8 @@ def draw(summary: Path, target: Path) -> None:
             x, y = _point(setting)
             axes.plot(x, y, marker="s" if method == MEMORY else "o", markersize=9, color=colors[method], label=method)
         axes.set(xlabel="rise of WikiText-2 NLL, nats per token (right is forgetting)", ylabel="learned F1, unseen questions")
-        axes.set_ylim(-0.03, 1.06)
+        reach = max(outcome["forgotten"] for outcomes in part["fronts"]["text_nll"].values() for outcome in outcomes)
+        axes.set(xlim=(-0.05 * reach, 1.2 * reach), ylim=(-0.03, 1.06))
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(color="#e2e2e2", linewidth=0.8)
         axes.legend(loc="lower right", frameon=False, fontsize=9)
