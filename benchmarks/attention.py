@@ -18,7 +18,7 @@ from typing import Any
 import peft
 import torch
 
-from benchmarks.recipe.bench import write_json
+from benchmarks.writing import write_json
 from memgraft import attention
 from memgraft.baselines.training import backward
 from memgraft.comparison.runs import environment

@@ -12,7 +12,6 @@ opens somewhere counts as theirs from its start.
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from benchmarks.pareto import arguments, study_of
 from benchmarks.study import Study, Task
+from benchmarks.writing import write_json
 from memgraft.baselines import Retrieval
 from memgraft.comparison.grid import memory
 from memgraft.comparison.measuring import AnyProbe
@@ -114,10 +114,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    target = study.output / "behind_cues.json"
-    partial = study.output / ".behind_cues.partial"
-    partial.write_text(json.dumps({**study.identity, **parts}, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(target)
+    write_json(study.output / "behind_cues.json", {**study.identity, **parts})
     return 0
 
 

@@ -21,6 +21,7 @@ from benchmarks.measurement import FACTS, SHOTS, data_file, question_probe, taug
 from benchmarks.neighbours import SURE, known, leaks, near_misses
 from benchmarks.selection import Selection, select_facts
 from benchmarks.splits import Split, check_unseen, overlapping, split_of
+from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
@@ -305,7 +306,7 @@ class Study:
                 answers = known(taught.model, self.workshop.tokenizer, questions)
             sure = {str(number): found.answer for number, found in enumerate(answers) if found.probability >= SURE}
             kept = {"identity": self.identity, "sure": sure}
-            _write(path, json.dumps(kept, ensure_ascii=False) + "\n")
+            write_json(path, kept, indent=None)
         return {int(number): answer for number, answer in kept["sure"].items()}
 
     def _selection(self, task: Task) -> Selection:
@@ -330,7 +331,7 @@ class Study:
         known = len(wrong)
         chosen = select_facts([self.rows[index] for index in own], is_wrong, task.facts, task.seed)
         if len(wrong) > known:
-            _write(path, json.dumps(kept) + "\n")
+            write_json(path, kept, indent=None)
         return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
 
     def _load_probes(self) -> list[AnyProbe]:
@@ -367,7 +368,7 @@ class Study:
         }
         if self.name == "stream":
             summary["streams"] = [{"method": run["method"], "along": run.get("along", [])} for run in runs]
-        _write(self.output / "summary.json", json.dumps(summary, indent=1, ensure_ascii=False) + "\n")
+        write_json(self.output / "summary.json", summary)
 
 
 def choose_finalists(runs: Sequence[dict[str, Any]], count: int) -> dict[str, list[AnyMethod]]:
@@ -409,14 +410,6 @@ def _checkpoints(facts: int) -> set[int]:
 
 def _nothing() -> Lesson:
     return Lesson((), (), 0)
-
-
-def _write(path: Path, text: str) -> None:
-    """Replaces a file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _without(sizes: Sizes, *names: str) -> dict[str, Any]:

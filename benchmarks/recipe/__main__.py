@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from benchmarks.pareto import parser_of, study_of
-from benchmarks.recipe.bench import Bench, write_json
+from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.corrections import corrections
 from benchmarks.recipe.stream import stream
 from benchmarks.recipe.taught import WORDINGS, taught
+from benchmarks.writing import write_json
 from memgraft.comparison.runs import append_run, environment, read_runs, run_id
 from memgraft.errors import MemgraftError
 

@@ -13,6 +13,7 @@ from benchmarks.measurement import SHOTS
 from benchmarks.neighbours import Known, known
 from benchmarks.splits import split_of
 from benchmarks.study import Study
+from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
 from memgraft.comparison.runs import run_id
 from memgraft.data import ExampleSet
@@ -94,14 +95,6 @@ def example_set(facts: Sequence[Fact]) -> ExampleSet:
     """Facts as if they had been read from a file."""
     text = "".join(fact.model_dump_json() + "\n" for fact in facts)
     return ExampleSet("facts.jsonl", hashlib.sha256(text.encode()).hexdigest(), tuple(facts))
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces a file as a whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
 
 
 def stays(before: Sequence[str], after: Sequence[str]) -> dict[str, Any]:
