@@ -9,7 +9,6 @@ wordings and test frame, whether or not the base knows them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from benchmarks.measurement import FACTS, SHOTS, TEXT, data_file, read_rows, tau
 from benchmarks.selection import select_facts
 from benchmarks.splits import split_of
 from benchmarks.study import QUESTIONS
+from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
 from memgraft.comparison.runs import environment
 from memgraft.comparison.workshop import Workshop
@@ -121,10 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     sizes = {name: getattr(options, name) for name in ("questions", "text_tokens", "background_tokens")}
     summary = {"model": Path(loaded.source).name, **sizes, "rates": rates, "environment": environment(loaded.model.device)}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    partial = options.output.with_name("." + options.output.name + ".partial")
-    partial.write_text(json.dumps(summary, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(options.output)
+    write_json(options.output, summary)
     return 0
 
 
