@@ -19,8 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.materials import Choice
 from benchmarks.pareto import arguments, study_of
-from benchmarks.study import Study, Task
+from benchmarks.splits import Split
+from benchmarks.study import Study
 from benchmarks.writing import write_json
 from memgraft.baselines import Retrieval
 from memgraft.comparison.grid import memory
@@ -56,14 +58,13 @@ def sequences_of(probe: AnyProbe, grafted: GraftedModel) -> list[list[int]]:
     return text_windows(grafted.tokenizer, probe.texts, window=window, max_tokens=probe.max_tokens)
 
 
-def opened_items(study: Study, split: Any, facts: int, seed: int) -> dict[str, list[bool]]:
+def opened_items(study: Study, choice: Choice) -> dict[str, list[bool]]:
     """Probe → for each item, whether it opens the memory that was taught these facts. All are closed where there are no cues."""
-    task = Task(split, facts, seed, BASE, Base())
     grafted = study.workshop.grafted(memory())
     grafted.assign_rows({})
-    found = find_cues(grafted, study.material(task).lesson.batches)
+    found = find_cues(grafted, study.materials.of(choice).lesson.batches)
     opens: dict[str, list[bool]] = {}
-    for probe in study.probes_of(task):
+    for probe in study.probes_of(choice):
         sequences = sequences_of(probe, grafted)
         # An open memory stays open, so a sequence's last token tells.
         opens[probe.name] = [bool(each[-1]) for each in opened(grafted, found.cues, sequences)] if found else [False] * len(sequences)
@@ -82,11 +83,12 @@ def behind(run: Run, base: Run, opens: Mapping[str, Sequence[bool]]) -> dict[str
 def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     """For each split, the summary of the memory's runs and of all rivals behind its cues."""
     parts: dict[str, Any] = {}
-    for split in ("test", "tuning"):
+    splits: tuple[Split, ...] = ("test", "tuning")
+    for split in splits:
         combined: list[Run] = []
         share: dict[str, dict[str, float]] = {}
         for base in (run for run in runs if run["split"] == split and run["method"] == BASE):
-            opens = opened_items(study, split, base["facts"], base["seed"])
+            opens = opened_items(study, Choice(split, base["facts"], base["seed"]))
             share[str(base["seed"])] = {probe: round(sum(each) / len(each), 4) for probe, each in opens.items()}
             combined.append(base)
             for run in runs:

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from benchmarks.behind_cues import opened
 from benchmarks.measurement import FACTS, SHOTS, TEXT, data_file, read_rows, taught_rows
+from benchmarks.probes import QUESTIONS
 from benchmarks.selection import select_facts
 from benchmarks.splits import split_of
-from benchmarks.study import QUESTIONS
 from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
 from memgraft.comparison.runs import environment

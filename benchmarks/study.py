@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,25 +16,23 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from benchmarks.jobs import Runner, finished
-from benchmarks.measurement import FACTS, SHOTS, data_file, question_probe, taught_rows
-from benchmarks.neighbours import SURE, known, leaks, near_misses
-from benchmarks.selection import Selection, select_facts
-from benchmarks.splits import Split, check_unseen, overlapping, split_of
+from benchmarks.materials import NOTHING, Choice, Material, Materials
+from benchmarks.measurement import FACTS, data_file
+from benchmarks.probes import load_probes
+from benchmarks.splits import Split
 from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
 from memgraft.comparison.runs import append_run, environment, read_runs, run_id
-from memgraft.comparison.summary import BASE, CONTROL, LEAKED, LEARNED, NEAR, balance, fronts_of, grouped, pools, summarise
-from memgraft.comparison.workshop import Lesson, Taught, Workshop
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED, balance, fronts_of, grouped, pools, summarise
+from memgraft.comparison.workshop import Taught, Workshop
 from memgraft.config import Config
 from memgraft.errors import MemgraftError
-from memgraft.examples import Fact
 from memgraft.models import load_model
-from memgraft.probes import AnswerNLLProbe, QAProbe, QuestionRow, TextProbe, load_probe, measure
+from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
-QUESTIONS = {"webquestions": "qa", "triviaqa": "qa", "popqa": "qa", "nq_open": "nll", "gsm8k": "nll"}
 FINALISTS = 3
 FOR_CHOOSING = ("rows",)  # studies that the recipe's settings are chosen by
 NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
@@ -60,21 +57,9 @@ class Sizes(Config):
 class Task:
     """One run: a method taught one choice of facts."""
 
-    split: Split
-    facts: int
-    seed: int
+    choice: Choice
     method: str
     taught_as: AnyMethod
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a choice of facts gives: the lesson, and the probes that ask for it."""
-
-    selection: Selection
-    lesson: Lesson
-    probes: tuple[QAProbe, ...]  # learned, control
-    overlaps: dict[str, list[int]]  # probe → rows that ask for a taught fact
 
 
 class Study:
@@ -123,11 +108,19 @@ class Study:
             background_tokens=sizes.background_tokens,
             cache=cache,
         )
-        self.probes = self._load_probes()
+        self.probes = load_probes(data, sizes.questions, sizes.text_tokens)
         self.base_scores = BaseScores(output / "base.json", self.identity, self._measure_base)
         self.runs_path = output / "runs.jsonl"
-        self.passes = max(getattr(method, "passes", 1) for each in self.methods.values() for method in each)
-        self._materials: dict[tuple[Split, int, int], Material] = {}
+        self.materials = Materials(
+            rows,
+            self.workshop,
+            self.probes,
+            passes=max(getattr(method, "passes", 1) for each in self.methods.values() for method in each),
+            wordings=sizes.wordings,
+            in_order=name == "stream",
+            output=output,
+            identity=self.identity,
+        )
         self._current: Material | None = None
 
     def run(self, jobs: int, make: Callable[[], Runner]) -> None:
@@ -154,8 +147,8 @@ class Study:
 
     def run_task(self, task: Task) -> dict[str, Any]:
         """Teach and measure one task."""
-        print(f"{task.split}, seed {task.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)
-        measured = self._run(task, self.material(task))
+        print(f"{task.choice.split}, seed {task.choice.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)
+        measured = self._run(task)
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": environment(self.device)}
 
     def _wanted(self, task: Task) -> bool:
@@ -166,13 +159,12 @@ class Study:
 
     def _recipe(self, task: Task) -> dict[str, Any]:
         """All that shapes a run's figures."""
-        selection = self.material(task).selection.model_dump(mode="json")
-        what = {"study": self.name, "split": task.split, "seed": task.seed, "facts": task.facts}
         return {
             **self.identity,
             **_without(self.sizes, *NO_PART_OF_A_RUN),
-            **what,
-            "selection": selection,
+            "study": self.name,
+            **task.choice._asdict(),
+            "selection": self.materials.of(task.choice).selection.model_dump(mode="json"),
             "settings": settings(task.taught_as),
         }
 
@@ -181,27 +173,27 @@ class Study:
         if self.name != "pareto":
             split: Split = "tuning" if self.name in FOR_CHOOSING else "test"
             facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
-            yield list(self._tasks(split, facts, 0, self.methods))
+            yield list(self._tasks(Choice(split, facts, 0), self.methods))
             return
-        yield list(self._tasks("tuning", self.sizes.tuning_facts, 0, self.methods))
+        yield list(self._tasks(Choice("tuning", self.sizes.tuning_facts, 0), self.methods))
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
         # The winners with all seeds, then what is next to them on the fronts: a study that is stopped has a verdict early.
         places = [{method: each[place : place + 1] for method, each in finalists.items()} for place in range(FINALISTS)]
-        seeds = range(self.sizes.test_seeds)
-        tasks = (task for place in places for seed in seeds for task in self._tasks("test", self.sizes.test_facts, seed, place))
+        choices = [Choice("test", self.sizes.test_facts, seed) for seed in range(self.sizes.test_seeds)]
+        tasks = (task for place in places for choice in choices for task in self._tasks(choice, place))
         yield list(dict.fromkeys(tasks))  # the base once a seed
 
     @staticmethod
-    def _tasks(split: Split, facts: int, seed: int, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
-        yield Task(split, facts, seed, BASE, Base())
+    def _tasks(choice: Choice, methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[Task]:
+        yield Task(choice, BASE, Base())
         # In turns, so that a study that is stopped has something of every method.
         for turn in range(max(map(len, methods.values()), default=0)):
             for method, each in methods.items():
                 if turn < len(each):
-                    yield Task(split, facts, seed, method, each[turn])
+                    yield Task(choice, method, each[turn])
 
-    def _run(self, task: Task, material: Material) -> dict[str, Any]:
-        self._current = material
+    def _run(self, task: Task) -> dict[str, Any]:
+        material = self._current = self.materials.of(task.choice)
         along: list[dict[str, Any]] = []
         lost = 0.0  # CPU seconds of measuring along the way
 
@@ -222,9 +214,7 @@ class Study:
             "study": self.name,
             "method": task.method,
             "settings": settings(task.taught_as),
-            "split": task.split,
-            "seed": task.seed,
-            "facts": task.facts,
+            **task.choice._asdict(),
             "learned_f1": _mean(scores[LEARNED]["values"]),
             "control_f1": _mean(scores[CONTROL]["values"]),
             "probes": {probe.name: self._before_after(probe, scores[probe.name]) for probe in self.probes},
@@ -241,16 +231,16 @@ class Study:
         return {"metric": after["metric"], "before": _mean(**_part(before)), "after": _mean(**_part(after))}
 
     def _scores(self, task: Task, taught: Taught) -> dict[str, Measured]:
-        probes = self.probes_of(task)
+        probes = self.probes_of(task.choice)
         if task.method == BASE:
             return {probe.name: self.base_scores.of(probe) for probe in probes}
         return measure_all(taught.model, self.workshop.tokenizer, probes, taught.context)
 
-    def probes_of(self, task: Task) -> list[AnyProbe]:
+    def probes_of(self, choice: Choice) -> list[AnyProbe]:
         """All that is asked of a run: the facts, on the comparison's test split what is beside them, and what may be forgotten."""
-        material = self.material(task)
-        beside = self._neighbours(task, material.selection) if self._has_neighbours(task) else ()
-        return [*material.probes, *beside, *self.probes]
+        has_neighbours = self.name == "pareto" and choice.split == "test"
+        beside = self.materials.beside(choice) if has_neighbours else ()
+        return [*self.materials.of(choice).probes, *beside, *self.probes]
 
     def _along(self, model: PreTrainedModel, material: Material, count: int) -> dict[str, float]:
         """In the middle of a stream: all facts taught so far, the earliest ones, and what must not get worse."""
@@ -261,91 +251,8 @@ class Study:
         kept = {name: _mean(**_part(measured)) for name, measured in values.items()}
         return {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST]), **kept}
 
-    def material(self, task: Task) -> Material:
-        """The lesson and the questions of a task's facts."""
-        key = (task.split, task.facts, task.seed)
-        if key not in self._materials:
-            selection = self._selection(task)
-            rows = taught_rows(self.rows, selection)
-            facts = [Fact(line=1 + index, **row) for index, row in zip(selection.taught, rows, strict=True)]
-            batches = self.workshop.prepare(facts, passes=self.passes, wordings=self.sizes.wordings, seed=task.seed)
-            asked = (*selection.taught, *selection.control)
-            check_unseen(batches, self.workshop.tokenizer, (self.rows[index]["question"] for index in asked))
-            self._materials[key] = Material(
-                selection,
-                Lesson(facts, batches, task.seed, in_order=self.name == "stream"),
-                (
-                    question_probe(LEARNED, [self.rows[index] for index in selection.taught], SHOTS),
-                    question_probe(CONTROL, [self.rows[index] for index in selection.control], SHOTS),
-                ),
-                {
-                    p.name: found
-                    for p in self.probes
-                    if isinstance(p, QAProbe | AnswerNLLProbe) and (found := overlapping(facts, p.questions))
-                },
-            )
-        return self._materials[key]
-
-    def _has_neighbours(self, task: Task) -> bool:
-        return self.name == "pareto" and task.split == "test"
-
-    def _neighbours(self, task: Task, selection: Selection) -> Iterator[QAProbe]:
-        near = near_misses(NEAR, self.rows, selection.taught, self._sure())
-        if near is not None:
-            yield near
-        yield leaks(LEAKED, self.rows, selection.taught, task.seed)
-
-    def _sure(self) -> dict[int, str]:
-        """Number of a row → the base's answer, of those that it is sure of; all rows are asked once."""
-        path = self.output / "sure.json"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if kept.get("identity") != self.identity:
-            print(f"asking the base all {len(self.rows)} rows, to know which it is sure of", file=sys.stderr, flush=True)
-            with self.workshop.taught(Base(), _nothing()) as taught:
-                questions = [QuestionRow(question=row["question"], answers=tuple(row["answers"])) for row in self.rows]
-                answers = known(taught.model, self.workshop.tokenizer, questions)
-            sure = {str(number): found.answer for number, found in enumerate(answers) if found.probability >= SURE}
-            kept = {"identity": self.identity, "sure": sure}
-            write_json(path, kept, indent=None)
-        return {int(number): answer for number, answer in kept["sure"].items()}
-
-    def _selection(self, task: Task) -> Selection:
-        """The facts to teach and their controls; what the base answers wrongly is asked once and kept."""
-        own = [index for index, row in enumerate(self.rows) if split_of(row) == task.split]
-        path = self.output / "asked.json"
-        kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        if kept.get("identity") != self.identity:
-            kept = {"identity": self.identity, "wrong": {}}
-        wrong: dict[str, bool] = kept["wrong"]
-
-        def is_wrong(chosen: Sequence[int]) -> list[bool]:
-            rows = [own[index] for index in chosen]
-            asked = [row for row in rows if str(row) not in wrong]
-            if asked:
-                probe = question_probe("candidates", [self.rows[row] for row in asked], SHOTS)
-                with self.workshop.taught(Base(), _nothing()) as taught:
-                    values = measure(probe, taught.model, self.workshop.tokenizer).values
-                wrong.update({str(row): value == 0 for row, value in zip(asked, values, strict=True)})
-            return [wrong[str(row)] for row in rows]
-
-        known = len(wrong)
-        chosen = select_facts([self.rows[index] for index in own], is_wrong, task.facts, task.seed)
-        if len(wrong) > known:
-            write_json(path, kept, indent=None)
-        return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
-
-    def _load_probes(self) -> list[AnyProbe]:
-        probes: list[AnyProbe] = []
-        for name, kind in QUESTIONS.items():
-            probe = load_probe(f"{kind}:{data_file(self.data, Path('probes', name + '.jsonl'))}#{self.sizes.questions}")
-            assert isinstance(probe, QAProbe | AnswerNLLProbe)
-            probes.append(probe.model_copy(update={"name": name, "shots": SHOTS}))
-        text = load_probe(f"text:{data_file(self.data, Path('text', 'wikitext2_test.txt'))}#{self.sizes.text_tokens}")
-        assert isinstance(text, TextProbe)
-        return [*probes, text.model_copy(update={"name": "wikitext"})]
-
     def _measure_base(self, probe: AnyProbe) -> Measured:
-        with self.workshop.taught(Base(), _nothing()) as taught:
+        with self.workshop.taught(Base(), NOTHING) as taught:
             return numbers(measure(probe, taught.model, self.workshop.tokenizer))
 
     def _taught_text(self) -> list[str]:
@@ -406,10 +313,6 @@ def _needs_background(method: AnyMethod) -> bool:
 def _checkpoints(facts: int) -> set[int]:
     """After a tenth, a quarter, a half and all of the facts."""
     return {max(1, facts // 10), max(1, facts // 4), max(1, facts // 2), facts}
-
-
-def _nothing() -> Lesson:
-    return Lesson((), (), 0)
 
 
 def _without(sizes: Sizes, *names: str) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+from benchmarks.materials import Choice
 from benchmarks.neighbours import subject_of
 from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.taught import near_misses
 from benchmarks.relations import facts_for
-from benchmarks.study import Task
-from memgraft.comparison.methods import Base
 from memgraft.examples import Fact, normalise
 from memgraft.grafted import GraftedModel
 from memgraft.probes import QuestionRow, exact_match, f1
@@ -23,7 +22,7 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
 
     The new answer is that of another subject of the same relation, drawn by the seed.
     """
-    material = bench.study.material(Task("test", facts, seed, "base", Base()))
+    material = bench.study.materials.of(Choice("test", facts, seed))
     grafted = bench.stored("taught", facts, seed)
     bench.learn(grafted, material.lesson.facts, "taught", seed)
     taught = list(material.selection.taught[:changed])

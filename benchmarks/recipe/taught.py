@@ -12,11 +12,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.materials import Choice, Material
 from benchmarks.neighbours import SURE, subject_of
 from benchmarks.recipe.bench import Bench, stays
 from benchmarks.relations import relations
-from benchmarks.study import Material, Task
-from memgraft.comparison.methods import Base
 from memgraft.grafted import GraftedModel
 from memgraft.probes import QAProbe, QuestionRow, answer_nll, chat_prompt, generate_answers, measure, normalise
 
@@ -34,7 +33,7 @@ SENTENCES = (
 
 def taught(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     """Teach, then measure. The lesson stays in the store for `corrections`."""
-    material = bench.study.material(Task("test", facts, seed, "base", Base()))
+    material = bench.study.materials.of(Choice("test", facts, seed))
     grafted = bench.stored("taught", facts, seed)
     bench.learn(grafted, material.lesson.facts, "taught", seed)
     for later in grafted.history.active()[1:]:  # what `corrections` taught is in the store, and not in these figures
