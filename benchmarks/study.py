@@ -43,7 +43,7 @@ class Sizes(Config):
     """How much is taught and measured."""
 
     tuning_facts: int = Field(50, gt=0, description="facts taught, and as many controls, when settings are chosen")
-    test_facts: int = Field(200, gt=0, description="facts taught, and as many controls, on the test split")
+    test_facts: int = Field(100, gt=0, description="facts taught, and as many controls, on the test split")
     test_seeds: int = Field(3, gt=0, description="seeds on the test split")
     questions: int = Field(200, gt=0, description="questions of each probe")
     text_tokens: int = Field(32_768, gt=1, description="tokens of WikiText-2 test read")
