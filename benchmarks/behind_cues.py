@@ -87,15 +87,14 @@ def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     for split in splits:
         combined: list[Run] = []
         share: dict[str, dict[str, float]] = {}
-        for base in (run for run in runs if run["split"] == split and run["method"] == BASE):
+        measured = [run for run in runs if run["split"] == split and "failed" not in run]
+        for base in (run for run in measured if run["method"] == BASE):
             opens = opened_items(study, Choice(split, base["facts"], base["seed"]))
             share[str(base["seed"])] = {probe: round(sum(each) / len(each), 4) for probe, each in opens.items()}
             combined.append(base)
-            for run in runs:
+            for run in measured:
                 method = method_of(run["settings"])
-                if (run["split"], run["seed"], run["facts"]) != (split, base["seed"], base["facts"]) or isinstance(
-                    method, Base | Retrieval
-                ):
+                if (run["seed"], run["facts"]) != (base["seed"], base["facts"]) or isinstance(method, Base | Retrieval):
                     continue
                 combined.append(run if family(method) == MEMORY else behind(run, base, opens))
         if combined:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks.measurement import SHOTS, question_probe, taught_rows
 from benchmarks.neighbours import SURE, known, leaks, near_misses
 from benchmarks.selection import Selection, select_facts
-from benchmarks.splits import Split, check_unseen, overlapping, split_of
+from benchmarks.splits import SEEN, Split, check_unseen, overlapping, split_of
 from benchmarks.writing import write_json
 from memgraft.comparison.measuring import AnyProbe
 from memgraft.comparison.methods import Base
@@ -112,7 +112,9 @@ class Materials:
         )
 
     def _selection(self, choice: Choice) -> Selection:
-        own = [index for index, row in enumerate(self.rows) if split_of(row) == choice.split]
+        own = [
+            index for index, row in enumerate(self.rows) if split_of(row) == choice.split and not (choice.split == "test" and index in SEEN)
+        ]
         path = self.output / "asked.json"
         kept = self._kept(path) or {"identity": self.identity, "wrong": {}}
         wrong: dict[str, bool] = kept["wrong"]

@@ -16,6 +16,12 @@ from memgraft.probes import QuestionRow
 
 Split = Literal["tuning", "test"]
 
+# Rows of the test split that `benchmarks.first` taught: a step size of the memory's was chosen by it, so no test teaches them.
+SEEN = frozenset(
+    {57, 111, 268, 340, 514, 858, 963, 1034, 1085, 1137, 1166, 1253}
+    | {1312, 1358, 1427, 1569, 1606, 1723, 1839, 1873, 1940, 2008, 2136, 2251, 2315}
+)
+
 
 def split_of(row: Mapping[str, Any]) -> Split:
     """The split of one of the data set's rows: by a hash of its subject, so that it depends on nothing else."""

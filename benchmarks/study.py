@@ -7,7 +7,7 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,16 @@ from benchmarks.probes import load_probes
 from benchmarks.splits import Split
 from benchmarks.writing import write_json
 from memgraft.background import read_background
+from memgraft.baselines import Retrieval
 from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
-from memgraft.comparison.runs import append_run, environment, read_runs, run_id
+from memgraft.comparison.peak import highest
+from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, balance, fronts_of, grouped, pools, summarise
-from memgraft.comparison.workshop import Taught, Workshop
+from memgraft.comparison.workshop import Taught, Workshop, Written
 from memgraft.config import Config
-from memgraft.errors import MemgraftError
+from memgraft.errors import MeasureError, MemgraftError, TeachingError
 from memgraft.models import load_model
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
@@ -49,7 +51,7 @@ class Sizes(Config):
     text_tokens: int = Field(32_768, gt=1, description="tokens of WikiText-2 test read")
     background_tokens: int = Field(32_768, gt=1, description="tokens of background text")
     wordings: int = Field(8, gt=0, description="training strings a fact in each pass")
-    settings: int = Field(7, gt=0, description="settings a method, at most")
+    settings: int = Field(8, gt=0, description="settings a method, at most")
     passes: int | None = Field(None, gt=0, description="passes of every method; none: its own")
 
 
@@ -122,6 +124,7 @@ class Study:
             identity=self.identity,
         )
         self._current: Material | None = None
+        self.environment = environment(self.device)
 
     def run(self, jobs: int, make: Callable[[], Runner]) -> None:
         """All tasks that are not in runs.jsonl yet, `jobs` at a time; this process alone writes there.
@@ -148,8 +151,12 @@ class Study:
     def run_task(self, task: Task) -> dict[str, Any]:
         """Teach and measure one task."""
         print(f"{task.choice.split}, seed {task.choice.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)
-        measured = self._run(task)
-        return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": environment(self.device)}
+        what = {"study": self.name, "method": task.method, "settings": settings(task.taught_as), **task.choice._asdict()}
+        try:
+            measured = {**what, **self._run(task)}
+        except (TeachingError, MeasureError) as error:
+            measured = {**what, **failed(error)}
+        return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": self.environment}
 
     def _wanted(self, task: Task) -> bool:
         return self.only is None or task.method in (BASE, *self.only)
@@ -194,27 +201,28 @@ class Study:
 
     def _run(self, task: Task) -> dict[str, Any]:
         material = self._current = self.materials.of(task.choice)
+        points = _checkpoints(len(material.lesson.facts)) if self.name == "stream" else set()
         along: list[dict[str, Any]] = []
-        lost = 0.0  # CPU seconds of measuring along the way
+        start, lost = time.process_time(), 0.0  # CPU seconds; lost ones are those of measuring along the way
 
-        def on_step(model: PreTrainedModel, done: int, total: int, rows: int | None) -> None:
+        def on_step(model: PreTrainedModel, done: int, total: int, written: Written | None) -> None:
             nonlocal lost
-            steps = total // len(material.lesson.facts)
-            count = done // steps
-            if self.name == "stream" and done % steps == 0 and count in _checkpoints(len(material.lesson.facts)):
-                start = time.process_time()
-                along.append({"facts": count, "rows": rows, **self._along(model, material, count)})
-                lost += time.process_time() - start
+            count, rest = divmod(done, total // len(material.lesson.facts))
+            if rest == 0 and count in points:
+                now = time.process_time()
+                costs = {"seconds": round(now - start - lost, 3), "peak_bytes": highest(), **(written or Written())._asdict()}
+                along.append({"facts": count, **costs, **self._along(model, material, count)})
+                lost += time.process_time() - now
 
+        for count in sorted(points) if isinstance(task.taught_as, Retrieval) else ():
+            with self.workshop.taught(task.taught_as, replace(material.lesson, facts=material.lesson.facts[:count])) as taught:
+                costs = {"seconds": taught.seconds, "peak_bytes": None, "rows": None, "bytes": taught.bytes}
+                along.append({"facts": count, **costs, **self._along(taught.model, material, count, taught.context)})
         with self.workshop.taught(task.taught_as, material.lesson, on_step) as taught:
-            start = time.process_time()
+            now = time.process_time()
             scores = self._scores(task, taught)
-            measure_seconds = time.process_time() - start
+            measure_seconds = time.process_time() - now
         run = {
-            "study": self.name,
-            "method": task.method,
-            "settings": settings(task.taught_as),
-            **task.choice._asdict(),
             "learned_f1": _mean(scores[LEARNED]["values"]),
             "control_f1": _mean(scores[CONTROL]["values"]),
             "probes": {probe.name: self._before_after(probe, scores[probe.name]) for probe in self.probes},
@@ -224,6 +232,8 @@ class Study:
             "scores": scores,
         }
         run["seconds"] = round(run["seconds"] - lost, 3)
+        for point in along:
+            point["bytes"] = run["bytes"] if point["bytes"] is None else point["bytes"]  # as many from first to last
         return {**run, "along": along} if along else run
 
     def _before_after(self, probe: AnyProbe, after: Measured) -> dict[str, Any]:
@@ -242,11 +252,13 @@ class Study:
         beside = self.materials.beside(choice) if has_neighbours else ()
         return [*self.materials.of(choice).probes, *beside, *self.probes]
 
-    def _along(self, model: PreTrainedModel, material: Material, count: int) -> dict[str, float]:
+    def _along(
+        self, model: PreTrainedModel, material: Material, count: int, context: Callable[[str], str] | None = None
+    ) -> dict[str, float]:
         """In the middle of a stream: all facts taught so far, the earliest ones, and what must not get worse."""
         learned = material.probes[0]
         so_far = learned.model_copy(update={"questions": learned.questions[:count]})
-        values = measure_all(model, self.workshop.tokenizer, [so_far, *self.probes])
+        values = measure_all(model, self.workshop.tokenizer, [so_far, *self.probes], context)
         so_far_f1 = values.pop(LEARNED)["values"]
         kept = {name: _mean(**_part(measured)) for name, measured in values.items()}
         return {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST]), **kept}
@@ -266,7 +278,11 @@ class Study:
         return [f"Question: {row.question}\nAnswer: {row.answers[0]}" for row in asked] + texts
 
     def _summarise(self, runs: Sequence[dict[str, Any]]) -> None:
-        parts = {split: summarise([run for run in runs if run["split"] == split]) for split in ("test", "tuning")}
+        by_split = {split: [run for run in runs if run["split"] == split] for split in ("test", "tuning")}
+        tuning = summarise(by_split["tuning"])
+        # Settings are chosen on the tuning split, the one at which rivals are compared among them.
+        chosen = tuning.get("at_equal_learning", {}).get("memory") if self.name == "pareto" else None
+        parts = {"test": summarise(by_split["test"], chosen), "tuning": tuning}
         summary = {
             "study": self.name,
             **self.identity,

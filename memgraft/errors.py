@@ -21,5 +21,9 @@ class TeachingError(MemgraftError):
     """A lesson that can't go on: no supervised token, a loss that is not finite, a prompt beyond the context."""
 
 
+class MeasureError(MemgraftError):
+    """A model that can't be measured: its predictions are not finite numbers."""
+
+
 class GateError(TeachingError):
     """A lesson after which a probe was worse than before, and which was therefore not kept."""

@@ -1,6 +1,7 @@
 """Retrieval into the context: what is taught stays text, and BM25 (Robertson and Zaragoza 2009) finds it again for each question.
 
-The ceiling of recall, at the price of a search and a longer prompt for every question, taught or not.
+What text in the context can do, at the price of a search and a longer prompt for every question, taught or not. How much a model makes
+of it depends on the form: a small one copies the answer of a solved example more often than it reads a statement.
 """
 
 from __future__ import annotations
@@ -19,31 +20,40 @@ class Retrieval(Config):
     """The best passages in front of every question. The model itself is the base."""
 
     method: Literal["retrieval"] = "retrieval"
-    passages: int = Field(1, gt=0, description="passages in front of a question, the best last")
+    passages: int = Field(1, gt=0, description="facts in front of a question, the best last")
+    form: Literal["statement", "example"] = Field(
+        "statement", description="a fact is shown as its statements, or as one more solved example: its question and answer"
+    )
 
-    def searcher(self, passages: Sequence[str]) -> Callable[[str], str]:
-        """A function from a question to the passages found for it, one a line. Where no word is shared, none are found.
+    def shown(self, facts: Sequence[Fact]) -> list[str]:
+        """What stands in a prompt for each fact."""
+        if self.form == "example":
+            return [f"Question: {fact.question}\nAnswer: {fact.answers[0]}\n" for fact in facts]
+        return searched(facts)
+
+    def searcher(self, facts: Sequence[Fact]) -> Callable[[str], str]:
+        """A function from a question to what is shown of the facts found for it. Where no word is shared, none are found.
 
         Raises:
-            MemgraftError: bm25s is not installed. TeachingError: no passages.
+            MemgraftError: bm25s is not installed. TeachingError: no facts.
         """
-        bm25s = _import_bm25s()
-        if not passages:
-            raise TeachingError("nothing to search: there are no passages")
-        index = bm25s.BM25()
-        index.index(_words(bm25s, list(passages)), show_progress=False)
-        count = min(self.passages, len(passages))
+        bm25s = import_bm25s()
+        if not facts:
+            raise TeachingError("nothing to search: there are no facts")
+        shown, index = self.shown(facts), bm25s.BM25()
+        index.index(_words(bm25s, searched(facts)), show_progress=False)
+        count = min(self.passages, len(shown))
 
         def search(question: str) -> str:
-            found, scores = index.retrieve(_words(bm25s, [question]), corpus=list(passages), k=count, show_progress=False)
-            best = [str(passage) for passage, score in zip(found[0], scores[0], strict=True) if score > 0]
+            found, scores = index.retrieve(_words(bm25s, [question]), k=count, show_progress=False)
+            best = [shown[number] for number, score in zip(found[0].tolist(), scores[0].tolist(), strict=True) if score > 0]
             return "\n".join(reversed(best))
 
         return search
 
 
-def passages_of(facts: Sequence[Fact]) -> list[str]:
-    """One passage a fact: its statements, else its question with the answer."""
+def searched(facts: Sequence[Fact]) -> list[str]:
+    """What is searched of each fact: its statements, else its question with the answer."""
     return [" ".join(fact.sentences) or f"{fact.question} {fact.answers[0]}" for fact in facts]
 
 
@@ -51,7 +61,8 @@ def _words(bm25s: Any, texts: list[str]) -> Any:
     return bm25s.tokenize(texts, stopwords="en", return_ids=False, show_progress=False)
 
 
-def _import_bm25s() -> Any:
+def import_bm25s() -> Any:
+    """The package bm25s. Raises MemgraftError with the way to install it."""
     try:
         import bm25s
     except ImportError as error:

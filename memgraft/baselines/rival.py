@@ -24,7 +24,7 @@ class Trained:
 
     model: PreTrainedModel  # in the base's dtype
     losses: tuple[float, ...]  # mean NLL of a batch's targets before each step, in the order of the steps
-    bytes: int  # of the weights that were trained
+    bytes: int  # of the weights that were trained, in the dtype in which they are measured
 
 
 class Rival(Config):
@@ -87,5 +87,6 @@ class Rival(Config):
             )
             taught = self.finished(model)
             if taught.dtype != base.dtype:
+                size = size * base.dtype.itemsize // taught.dtype.itemsize  # what was trained is kept in the base's dtype
                 torch.nn.Module.to(taught, base.dtype)  # transformers wraps .to() in a decorator that loses its type
             yield Trained(taught, losses, size)

@@ -11,11 +11,11 @@ from typing import Any
 
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
-from memgraft.comparison.runs import append_run, environment, read_runs, run_id
-from memgraft.comparison.summary import BASE, CONTROL, LEARNED
+from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY
 from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.data import ExampleSet
-from memgraft.errors import DataError
+from memgraft.errors import DataError, MeasureError, TeachingError
 from memgraft.examples import Fact
 from memgraft.probes import QAProbe, QuestionRow, measure
 
@@ -84,7 +84,7 @@ def run_comparison(
         "passes": passes,
         "probes": [probe.model_dump(mode="json") for probe in measured],
     }
-    known = read_runs(runs_path)
+    known, where = read_runs(runs_path), environment(workshop.base.device)
     runs: list[dict[str, Any]] = []
     skipped: list[tuple[str, str]] = []
     took: dict[str, list[float]] = {}
@@ -98,7 +98,7 @@ def run_comparison(
                 continue
             on_run(f"{name} {described(method)}".strip())
             begun = time.monotonic()
-            known[id] = {"id": id, **_run(workshop, name, method, lesson, measured), "environment": environment(workshop.base.device)}
+            known[id] = {"id": id, **_run(workshop, name, method, lesson, measured), "environment": where}
             append_run(runs_path, known[id])
             if name != BASE:
                 took.setdefault(name, []).append(time.monotonic() - begun)
@@ -116,6 +116,16 @@ def in_turns(methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[tuple[str, 
 
 
 def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe]) -> dict[str, Any]:
+    run = {"method": name, "settings": settings(method), "seed": lesson.seed, "facts": len(lesson.facts)}
+    try:
+        return {**run, **_measured(workshop, method, lesson, probes)}
+    except (TeachingError, MeasureError) as error:
+        if name in (BASE, MEMORY):  # nothing to compare with; what is wrong is the data or the model
+            raise
+        return {**run, **failed(error)}
+
+
+def _measured(workshop: Workshop, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe]) -> dict[str, Any]:
     scores: dict[str, Measured] = {}
     answers: list[str] = []
     with workshop.taught(method, lesson) as taught:
@@ -124,5 +134,4 @@ def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probe
             scores[probe.name] = numbers(result)
             if probe.name == LEARNED:
                 answers = [str(outcome["prediction"]) for outcome in result.outcomes]
-    run = {"method": name, "settings": settings(method), "seed": lesson.seed, "facts": len(lesson.facts)}
-    return {**run, **taught.costs(), "answers": answers, "scores": scores}
+    return {**taught.costs(), "answers": answers, "scores": scores}

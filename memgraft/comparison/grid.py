@@ -28,7 +28,7 @@ def papers(ranking: str = "tfidf", t: int = 500, lr: float = 3.0, passes: int = 
 
 
 def grid() -> dict[str, list[AnyMethod]]:
-    """Five to seven settings a method, where it has that many, from cautious to bold; the optimizer is one of the things tuned.
+    """Five to eight settings a method, where it has that many, from cautious to bold; the optimizer is one of the things tuned.
 
     Where more passes proved better, one setting has twice as many at half the learning rate.
     """
@@ -40,6 +40,8 @@ def grid() -> dict[str, list[AnyMethod]]:
             memory(rows=200),
             memory(passes=14, writer=LeastInterference(max_step=0.7)),
             memory(writer=LeastInterference(max_step=2.0)),
+            memory(passes=3),
+            memory(passes=2),
         ],
         "memory (tfidf, sgd)": [papers(), papers(lr=1.0), papers(lr=10.0), papers(t=100, lr=10.0), papers(t=2000), papers(t=2000, lr=1.0)],
         "lora": [
@@ -82,5 +84,10 @@ def grid() -> dict[str, list[AnyMethod]]:
             SHiRA(optimizer=SGD(lr=10.0), passes=4),
         ],
         "memory (no cues)": [without_cues(), without_cues(rows=300)],
-        "retrieval": [Retrieval(passages=1), Retrieval(passages=3)],
+        "retrieval": [
+            Retrieval(),
+            Retrieval(form="example"),
+            Retrieval(passages=3, form="example"),
+            Retrieval(passages=3),
+        ],
     }

@@ -77,7 +77,8 @@ def described(method: AnyMethod) -> str:
             parts.append(f"background {method.background}")
         return ", ".join([*parts, f"{recipe.passes} passes"])
     if isinstance(method, Retrieval):
-        return f"{method.passages} passages"
+        plural = "" if method.passages == 1 else "s"
+        return f"{method.passages} {'solved example' if method.form == 'example' else 'passage'}{plural}"
     if isinstance(method, Base):
         return ""
     optimizer = method.optimizer

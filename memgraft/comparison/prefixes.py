@@ -7,8 +7,10 @@ seen before starts at the first memory layer.
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,36 +19,54 @@ from memgraft.blocks import can_start_at, hidden_states_of, starting_at
 from memgraft.grafted import GraftedModel
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """The states that enter the first memory layer, and what computing them took."""
+
+    states: Tensor
+    seconds: float  # CPU
+
+
+@dataclass
+class Saved:
+    """What was not computed again."""
+
+    seconds: float = 0.0  # CPU, as the states took when they were computed
+
+
 @contextmanager
-def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Tensor], limit: int) -> Iterator[None]:
+def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Prefix], limit: int) -> Iterator[Saved]:
     """Within, passes without a cache of keys and values look up, and keep, the states that enter the first memory layer.
 
     Args:
         kept: states by input, filled up to `limit` bytes; shared by runs on the same base model. Where a model can't start at a
             block, nothing is kept.
     """
-    layer = grafted.config.layers[0]
+    layer, saved = grafted.config.layers[0], Saved()
     with grafted.without_memory():
         usable = layer > 0 and can_start_at(grafted.base, grafted.blocks, layer)
     if not usable:
-        yield
+        yield saved
         return
     current = ExitStack()
     key: bytes | None = None
+    start = 0.0
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal key
-        key = _key(kwargs, layer)
+        nonlocal key, start
+        key, start = _key(kwargs, layer), time.process_time()
         if key is not None and key in kept:
-            current.enter_context(starting_at(grafted.blocks, layer, kept[key].to(grafted.device)))
+            current.enter_context(starting_at(grafted.blocks, layer, kept[key].states.to(grafted.device)))
+            saved.seconds += kept[key].seconds
             key = None
 
     def keep(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal key
         if key is not None:
+            seconds = time.process_time() - start
             states = hidden_states_of(args, kwargs).detach().cpu()
-            if states.nbytes + sum(other.nbytes for other in kept.values()) <= limit:
-                kept[key] = states.clone()
+            if states.nbytes + sum(other.states.nbytes for other in kept.values()) <= limit:
+                kept[key] = Prefix(states.clone(), seconds)
             key = None
 
     def leave(*_: Any) -> None:
@@ -59,7 +79,7 @@ def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Tensor], limit: int
         grafted.base.register_forward_hook(leave, always_call=True),  # also where a pass is cut short
     ]
     try:
-        yield
+        yield saved
     finally:
         current.close()
         for handle in handles:

@@ -16,6 +16,7 @@ import torch
 
 from memgraft import __version__
 from memgraft.canonical import canonical_json
+from memgraft.errors import MemgraftError
 
 PACKAGES = ("torch", "transformers", "peft", "bm25s", "numpy")
 
@@ -23,6 +24,11 @@ PACKAGES = ("torch", "transformers", "peft", "bm25s", "numpy")
 def run_id(recipe: Mapping[str, Any]) -> str:
     """What identifies a run: a hash of all that shapes its figures."""
     return hashlib.sha256(canonical_json(recipe)).hexdigest()[:16]
+
+
+def failed(error: MemgraftError) -> dict[str, Any]:
+    """What a run has instead of figures where teaching or measuring broke down: settings can be too bold, which is a result too."""
+    return {"failed": str(error)}
 
 
 def read_runs(path: Path) -> dict[str, dict[str, Any]]:
@@ -52,7 +58,7 @@ def append_run(path: Path, run: Mapping[str, Any]) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, revision and hardware that a run's figures depend on."""
+    """Versions, revision and hardware that a run's figures depend on. Ask before the first run: files may change while it runs."""
     return {
         "python": platform.python_version(),
         "packages": {"memgraft": __version__, **{name: _version(name) for name in PACKAGES}},
@@ -73,11 +79,17 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The commit of the working tree that this file is in, with "+changes" where tracked files differ from it."""
+    """The commit of the working tree that this file is in, with "+changes" where tracked files differ from it, results aside."""
     here = Path(__file__).parent
     try:
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-        changes = subprocess.run(["git", "status", "--porcelain", "-uno"], cwd=here, capture_output=True, text=True, check=True).stdout
+        changes = subprocess.run(
+            ["git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results"],
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
     except (OSError, subprocess.CalledProcessError):
         return None
     return revision + ("+changes" if changes.strip() else "")

@@ -78,11 +78,15 @@ class Pool:
 
 
 def grouped(runs: Sequence[Run]) -> list[Setting]:
-    """Runs by method and settings, in the order of their first run."""
+    """Runs by method and settings, in the order of their first run; settings of which a run failed are left out."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr((run["method"], sorted(run["settings"].items(), key=lambda item: item[0]))), []).append(run)
-    return [Setting(group[0]["method"], group[0]["settings"], tuple(sorted(group, key=lambda r: r["seed"]))) for group in groups.values()]
+    return [
+        Setting(group[0]["method"], group[0]["settings"], tuple(sorted(group, key=lambda r: r["seed"])))
+        for group in groups.values()
+        if not any("failed" in run for run in group)
+    ]
 
 
 def pools(base: Setting) -> dict[str, Pool]:
@@ -113,11 +117,12 @@ def fronts_of(settings: Sequence[Setting], pool: Pool) -> dict[str, list[Outcome
     return {method: front(group) for method, group in outcomes.items()}
 
 
-def summarise(runs: Sequence[Run]) -> dict[str, Any]:
+def summarise(runs: Sequence[Run], chosen: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Settings with means and intervals, fronts, and the rivals at the memory's learning. Empty without a run of the base.
 
     Args:
         runs: of one split, the base's among them.
+        chosen: the memory's settings at which rivals are compared with it, chosen on other runs; by default these runs' best.
     """
     settings = grouped(runs)
     base = next((setting for setting in settings if setting.method == BASE), None)
@@ -131,7 +136,12 @@ def summarise(runs: Sequence[Run]) -> dict[str, Any]:
             name: {method: [point(outcome) for outcome in outcomes] for method, outcomes in methods.items()}
             for name, methods in fronts.items()
         },
-        "at_equal_learning": equal_learning(settings, pooled, fronts),
+        "at_equal_learning": equal_learning(settings, pooled, fronts, chosen),
+        "failed": [
+            {"method": run["method"], "label": described(method_of(dict(run["settings"]))), "seed": run["seed"], "why": run["failed"]}
+            for run in runs
+            if "failed" in run
+        ],
     }
 
 
@@ -183,10 +193,13 @@ def setting_summary(setting: Setting, base: Setting, pooled: Mapping[str, Pool])
 
 
 def equal_learning(
-    settings: Sequence[Setting], pooled: Mapping[str, Pool], fronts: Mapping[str, Mapping[str, list[Outcome[Setting]]]]
+    settings: Sequence[Setting],
+    pooled: Mapping[str, Pool],
+    fronts: Mapping[str, Mapping[str, list[Outcome[Setting]]]],
+    chosen: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Each rival's forgetting, beside the memory's, at the learned F1 of the memory's winner."""
-    own = [setting for setting in settings if setting.method == MEMORY]
+    """Each rival's forgetting, beside the memory's, at the learned F1 of the memory's winner: the chosen settings, or else the best."""
+    own = [setting for setting in settings if setting.method == MEMORY and (chosen is None or setting.settings == chosen)]
     if not own:
         return {}
     winner = max(own, key=lambda setting: balance(setting, pooled))

@@ -10,17 +10,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.background import documents, write_background
 from memgraft.baselines import Retrieval
-from memgraft.baselines.retrieval import passages_of
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.comparison.peak import peak_memory
-from memgraft.comparison.prefixes import cached_prefixes
+from memgraft.comparison.prefixes import Prefix, cached_prefixes
 from memgraft.encoding import TokenBatch
 from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
@@ -33,8 +32,17 @@ from memgraft.teaching import Recipe, teach
 from memgraft.usage import merge_taught
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
-OnStep = Callable[[PreTrainedModel, int, int, int | None], None]  # (model as taught so far, steps done, in all, rows so far)
 SELF_WRITTEN = "self-written"
+
+
+class Written(NamedTuple):
+    """What a memory has had written to it so far; None where a method's size does not grow."""
+
+    rows: int | None = None
+    bytes: int | None = None
+
+
+OnStep = Callable[[PreTrainedModel, int, int, Written | None], None]  # (model as taught so far, steps done, in all, written so far)
 
 
 @dataclass(frozen=True)
@@ -52,7 +60,7 @@ class Taught:
     """A taught model, ready to be measured, and what teaching it cost."""
 
     model: PreTrainedModel
-    seconds: float  # CPU seconds of teaching, so that a busy machine does not count
+    seconds: float  # CPU seconds of teaching, so that a busy machine does not count; what an earlier run had computed already included
     setup_seconds: float = 0.0  # grafting, calibrating: once per model, not per lesson
     bytes: int = 0  # of what was learned
     rows: int | None = None  # memory rows that differ from zero, over all tables
@@ -102,7 +110,7 @@ class Workshop:
         self._texts: dict[str, list[str]] = {}
         self._cache = cache
         self._grafted: tuple[tuple[str, int], GraftedModel, float] | None = None
-        self._prefixes: dict[bytes, Tensor] = {}
+        self._prefixes: dict[bytes, Prefix] = {}
         self._prefixes_of: Sequence[TokenBatch] = ()
         self._prefix_bytes = prefix_bytes
 
@@ -165,7 +173,7 @@ class Workshop:
 
     def _own(self, peak: int | None) -> int | None:
         """A peak without the frozen states that only the comparison keeps, in main memory."""
-        kept = 0 if self.base.device.type == "cuda" else sum(states.nbytes for states in self._prefixes.values())
+        kept = 0 if self.base.device.type == "cuda" else sum(prefix.states.nbytes for prefix in self._prefixes.values())
         return None if peak is None else peak - kept
 
     @contextmanager
@@ -186,10 +194,9 @@ class Workshop:
             if isinstance(method, Base):
                 yield Taught(self.base, 0.0)
             elif isinstance(method, Retrieval):
-                passages = passages_of(lesson.facts)
                 start = time.process_time()
-                context = method.searcher(passages)
-                size = sum(len(passage.encode()) for passage in passages)
+                context = method.searcher(lesson.facts)
+                size = sum(len(passage.encode()) for passage in method.shown(lesson.facts))
                 yield Taught(self.base, time.process_time() - start, bytes=size, context=context)
             else:
                 texts = self.background() if method.replay else []
@@ -225,23 +232,20 @@ class Workshop:
             self._prefixes_of = lesson.batches
         grafted.assign_rows({})
         try:
-            with peak_memory(grafted.device) as peak, cached_prefixes(grafted, self._prefixes, self._prefix_bytes):
+            with peak_memory(grafted.device) as peak, cached_prefixes(grafted, self._prefixes, self._prefix_bytes) as saved:
                 start = time.process_time()
                 teach_lesson = _stream if lesson.in_order else _together
                 lessons, losses = teach_lesson(grafted, lesson, recipe, on_step)
-                seconds, most = time.process_time() - start, peak()
+                seconds, most = time.process_time() - start + saved.seconds, peak()
             assert self._grafted is not None
-            changed = [rows for taught in lessons for rows in taught.changes.values()]
-            rows = sum(map(len, changed))
-            cues = sum(taught.cues.cues.nbytes for taught in lessons if taught.cues is not None)
+            written = _written(lessons)
             yield Taught(
                 grafted.base,
                 seconds,
                 setup_seconds=self._grafted[2],
-                # fp32 values and an int64 slot id a row, and the cues, as in a commit's file, without its header.
-                bytes=sum(rows.values.nbytes + rows.slots.nbytes for rows in changed) + cues,
-                rows=rows,
-                rows_per_fact=rows / len(lesson.batches),
+                bytes=written.bytes or 0,
+                rows=written.rows,
+                rows_per_fact=(written.rows or 0) / len(lesson.batches),
                 losses=losses,
                 peak_bytes=self._own(most),
             )
@@ -267,19 +271,24 @@ def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnSt
     """Each fact as a lesson of its own, in order; the slots of earlier ones that every text reads count as used."""
     taught: list[TaughtLesson] = []
     everywhere: dict[str, list[Tensor]] = {name: [] for name in grafted.config.tables}
-    rows = 0
     for number, batch in enumerate(lesson.batches):
         usage = {name: merge_taught(grafted.usage[name], slots) for name, slots in everywhere.items()}
         result = teach(grafted, [batch], recipe.model_copy(update={"seed": recipe.seed + number}), usage)
         taught.append(result)
         for name, changed in result.changes.items():
-            rows += len(changed)
             if result.cues is None:
                 everywhere[name].append(changed.slots)
         if on_step is not None:
-            on_step(grafted.base, (number + 1) * recipe.passes, len(lesson.batches) * recipe.passes, rows)
+            on_step(grafted.base, (number + 1) * recipe.passes, len(lesson.batches) * recipe.passes, _written(taught))
     turns = zip(*([_mean(turn) for turn in result.losses] for result in taught), strict=False)
     return taught, tuple(map(_mean, turns))
+
+
+def _written(lessons: Sequence[TaughtLesson]) -> Written:
+    """Rows, and the bytes of a commit's file without its header: fp32 values and an int64 slot id a row, and the cues."""
+    changed = [rows for taught in lessons for rows in taught.changes.values()]
+    cues = sum(taught.cues.cues.nbytes for taught in lessons if taught.cues is not None)
+    return Written(sum(map(len, changed)), sum(rows.values.nbytes + rows.slots.nbytes for rows in changed) + cues)
 
 
 def _mean(losses: Sequence[float]) -> float:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memgraft.errors import MemgraftError
+from memgraft.errors import MeasureError
 from memgraft.probes.answers import exact_match, f1
 from memgraft.probes.drift import drift_kl, token_batches
 from memgraft.probes.frames import chat_prompt, choose_shots, few_shot_prompt, packaged_shots
@@ -72,7 +72,7 @@ def measure(
     shots: examples for few-shot frames, the packaged ones if None; a question is never among its own. memory_off: what
     turns the model into its base, needed by drift probes only. context: what stands in front of a question in few-shot frames.
 
-    Raises MemgraftError where a value is not finite, DataError for items that don't fit the model.
+    Raises MeasureError where a value is not finite, DataError for items that don't fit the model.
     """
     if isinstance(probe, QAProbe):
         scores = _measure_qa(probe, model, tokenizer, shots, context)
@@ -90,7 +90,7 @@ def measure(
         scores = _window_scores(probe.name, "drift KL", drift_kl(model, memory_off, token_batches(model, tokenizer, rows)))
     wrong = next((index for index, value in enumerate(scores.values) if not math.isfinite(value)), None)
     if wrong is not None:
-        raise MemgraftError(
+        raise MeasureError(
             f"probe {scores.name!r}, item {wrong + 1}: {scores.metric} is {scores.values[wrong]}: "
             "the model's predictions are not finite numbers"
         )

@@ -95,3 +95,18 @@ def test_methods_come_back_from_their_json_and_say_what_they_are() -> None:
     ]
     assert described(LoRA(replay=2)) == "r 16, α 32, adamw lr 0.0002, 4 passes, 2 documents a step"
     assert described(papers) == "tfidf, t 500, sgd, lr 3, 6 passes"
+
+
+def test_rivals_are_compared_at_the_settings_chosen_elsewhere() -> None:
+    other = run(Memory(recipe=Recipe(passes=3)), [0.9, 0.9], [1.0, 0.5, 0.5, 0.0], [3.0, 2.0])
+    runs = [BASE, MEMORY, other, LOW, HIGH]
+    assert summarise(runs)["at_equal_learning"]["learned_f1"] == pytest.approx(0.9)
+    assert summarise(runs, MEMORY["settings"])["at_equal_learning"]["learned_f1"] == pytest.approx(0.6)
+    assert summarise(runs, settings(Memory(recipe=Recipe(passes=4))))["at_equal_learning"] == {}
+
+
+def test_settings_that_broke_down_are_named_and_left_out_of_the_figures() -> None:
+    broken = {"method": "lora", "settings": HIGH["settings"], "seed": 1, "failed": "the loss is nan"}
+    summary = summarise([BASE, MEMORY, LOW, HIGH, broken])
+    assert [each["why"] for each in summary["failed"]] == ["the loss is nan"]
+    assert [each["label"] for each in summary["settings"] if each["method"] == "lora"] == [described(method_of(LOW["settings"]))]

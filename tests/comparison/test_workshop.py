@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,7 +56,7 @@ def test_every_method_teaches_and_leaves_the_base_bit_for_bit(workshop: Workshop
     before = logits(workshop.base)
     steps: list[tuple[int, int]] = []
 
-    def on_step(_: object, done: int, total: int, __: int | None) -> None:
+    def on_step(_: object, done: int, total: int, __: object) -> None:
         steps.append((done, total))
 
     for name, method in METHODS.items():
@@ -85,6 +86,19 @@ def test_frozen_states_kept_over_runs_change_no_bit(workshop: Workshop) -> None:
     without = written(0, 1)
     assert written(2**30, 1) == without
     assert written(2**30, 2) == without, "a run on kept states differs"
+
+
+def test_what_an_earlier_run_computed_counts_for_a_run_that_uses_it() -> None:
+    shop = Workshop(tiny_model(depth=3), tiny_tokenizer(), backgrounds={"own": lambda: TEXTS}, background_tokens=600)
+    same, method = lesson(shop), own(MEMORY)
+    assert isinstance(method, Memory)
+    with shop.taught(method, same):
+        pass
+    assert shop._prefixes
+    spent = 1000.0
+    shop._prefixes = {key: replace(prefix, seconds=spent) for key, prefix in shop._prefixes.items()}
+    with shop.taught(method, same) as taught:
+        assert taught.seconds > spent
 
 
 def test_an_unknown_background_is_named(workshop: Workshop) -> None:
