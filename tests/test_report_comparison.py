@@ -47,7 +47,9 @@ def run(method: AnyMethod, learned: float, nll: float, answers: list[str]) -> di
 
 
 def page(texts: list[str]) -> ComparisonPage:
-    runs = [
+    broken = run(LoRA(optimizer=AdamW(lr=1e5)), 0.0, 0.0, texts)
+    runs: list[dict[str, Any]] = [
+        {name: broken[name] for name in ("method", "settings", "seed")} | {"failed": f"the loss is nan: {texts[0]}"},
         run(Base(), 0.0, 0.0, texts),
         run(Memory(), 0.9, 0.01, texts),
         run(LoRA(), 0.95, 0.5, texts),
@@ -60,6 +62,7 @@ def page(texts: list[str]) -> ComparisonPage:
         facts=[(text, text) for text in texts],
         runs=runs,
         skipped=[("full", "adamw lr 1e-05")],
+        remarks=[f"One remark about {texts[0]}"],
         repeat=["memgraft compare facts.jsonl"],
         environment="a machine",
     )
@@ -71,8 +74,46 @@ def test_the_verdict_compares_the_memory_with_the_best_rival_that_trains() -> No
     assert made.verdict.startswith("The memory learns F1 0.90 at a rise of the text NLL of +0.01")
     assert "the best rival, lora, has" in made.verdict
     assert "more than the memory" in made.verdict
+    assert made.verdict.endswith("Retrieval, which teaches nothing, answers with F1 0.99.")
     html = comparison_html(made)
     assert html.index(made.verdict) < html.index("<svg") < html.index("<table")
+
+
+@pytest.mark.parametrize(
+    ("learned", "nll", "tone", "words"),
+    [
+        (0.95, 0.001, "bad", "Where it learns as much, the best rival, lora, has +0.001"),
+        (0.95, 0.01, "mixed", "no clear difference"),
+        (0.5, 0.5, "good", "No rival that trains learned as much; the best of them, lora, reached 0.50, and has +0.5"),
+        (0.5, 0.001, "mixed", "less than the memory"),
+    ],
+)
+def test_the_tone_is_good_only_where_the_memory_forgets_less(learned: float, nll: float, tone: str, words: str) -> None:
+    texts = ["a"] * 20
+    runs = [run(Base(), 0.0, 0.0, texts), run(Memory(), 0.9, 0.01, texts), run(LoRA(), learned, nll, texts)]
+    made = comparison_page(summarise(runs), title="t", facts=[(text, text) for text in texts], runs=runs)
+    assert made.tone == tone
+    assert words in made.verdict
+
+
+def test_without_a_memory_or_a_rival_the_verdict_says_so() -> None:
+    runs = [run(Base(), 0.0, 0.0, ["a"]), run(LoRA(), 0.9, 0.01, ["a"])]
+    made = comparison_page(summarise(runs), title="t", facts=[("a", "a")], runs=runs)
+    assert (made.verdict, made.tone) == ("The memory was not run, so there is nothing to compare with.", "mixed")
+    alone = [run(Base(), 0.0, 0.0, ["a"]), run(Memory(), 0.9, 0.01, ["a"])]
+    assert comparison_page(summarise(alone), title="t", facts=[("a", "a")], runs=alone).tone == "mixed"
+
+
+def test_every_probe_has_its_before_and_after_and_the_base_its_own_f1() -> None:
+    made = page(["a"] * 20)
+    assert made.already_right == 0.0
+    assert [(row.method, row.probe) for row in made.probes] == [("memory", "prose"), ("lora", "prose"), ("retrieval", "prose")]
+    memory = made.probes[0]
+    assert memory.after - memory.before == pytest.approx(memory.change, abs=1e-5)
+    assert len(made.failed) == 1
+    for twin in (comparison_html(made), comparison_markdown(made).replace("\\", "")):
+        assert "the loss is nan: a" in twin
+        assert "One remark about a" in twin
 
 
 def test_equal_data_writes_equal_bytes_and_twins(tmp_path: Path) -> None:
@@ -133,7 +174,7 @@ def test_a_browser_without_network_shows_the_plot_and_every_table(chromium: str,
         assert box["width"] > 300
         assert box["height"] > 200
         assert {"memory", "lora", "retrieval"} <= set(tab.locator("figure svg text").all_text_contents())
-        for name, rows in {"settings": 4, "equal": 2, "answers": len(HOSTILE)}.items():
+        for name, rows in {"settings": 4, "equal": 2, "probes": 3, "answers": len(HOSTILE)}.items():
             assert tab.locator(f"#{name}").is_visible()
             assert tab.locator(f"#{name} tbody tr").count() == rows
         assert tab.locator("#answers tbody th").all_inner_texts()[1] == HOSTILE[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,8 @@ from memgraft.errors import DataError, MemgraftError
 
 if TYPE_CHECKING:
     from memgraft.comparison.measuring import AnyProbe
+    from memgraft.comparison.methods import AnyMethod
+    from memgraft.examples import Fact
     from memgraft.report import ComparisonPage
 
 
@@ -66,6 +69,8 @@ def compare(
     unknown = sorted(set(method or ()) - set(methods))
     if unknown:
         raise MemgraftError(f"no method is called {unknown[0]!r}: expected {', '.join(methods)}")
+    chosen = {name: methods[name] for name in method or methods}
+    _check_extras(each for settings in chosen.values() for each in settings)
     source = model or str(demo_model_path())
     with Stages() as stages:
         stages.stage("loading the model")
@@ -80,7 +85,7 @@ def compare(
             workshop,
             facts,
             probes,
-            {name: methods[name] for name in method or methods},
+            chosen,
             runs_path=output / "runs.jsonl",
             identity={
                 "model": source,
@@ -101,7 +106,8 @@ def compare(
         facts=[(row.question, fact.answers[0]) for row, fact in zip(questions, facts, strict=True)],
         runs=comparison.runs,
         skipped=comparison.skipped,
-        repeat=[_command(data, model, probe, control, minutes, method, background_tokens, seed, dtype)],
+        remarks=_remarks(facts, controls),
+        repeat=[_command(data, model, probe, control, minutes, method, background_tokens, seed, output, dtype, trust_remote_code)],
         environment=f"{Path(source).name}, {environment['cpu']}, torch {environment['packages']['torch']}",
     )
     path = render_comparison(page, output)
@@ -110,6 +116,21 @@ def compare(
     else:
         _print(page)
         say(f"\n{page.verdict}\n\n{path}")
+
+
+def _check_extras(methods: Iterable[AnyMethod]) -> None:
+    """MemgraftError, with the way to install it, for a library that will be needed hours later."""
+    from memgraft.baselines import Retrieval
+    from memgraft.baselines.adapters import import_peft
+    from memgraft.baselines.retrieval import import_bm25s
+    from memgraft.report import check_extra
+
+    check_extra()
+    for name in {method.method for method in methods}:
+        if name == Retrieval().method:
+            import_bm25s()
+        elif name in ("lora", "osf", "shira"):
+            import_peft()
 
 
 def _probes(specs: list[str] | None) -> list[AnyProbe]:
@@ -132,6 +153,16 @@ def _probes(specs: list[str] | None) -> list[AnyProbe]:
     return probes
 
 
+def _remarks(facts: Sequence[Fact], controls: Sequence[Fact]) -> list[str]:
+    remarks = ["One seed; settings are compared on the facts that they are measured on, so the best of many looks a little too good."]
+    asked_as_taught = sum(not fact.held_out for fact in facts)
+    if asked_as_taught:
+        remarks.append(f"{asked_as_taught} of {len(facts)} facts have no held_out wording: they are asked in words that were taught.")
+    if not controls:
+        remarks.append("No --control facts: how much of the learned F1 comes from knowing what type of answer is wanted, can't be told.")
+    return remarks
+
+
 def _command(
     data: Path,
     model: str | None,
@@ -141,7 +172,9 @@ def _command(
     method: list[str] | None,
     background_tokens: int,
     seed: int,
+    output: Path,
     dtype: str | None,
+    trust_remote_code: bool,
 ) -> str:
     import shlex
 
@@ -149,6 +182,7 @@ def _command(
     given += [*(("--method", each) for each in method or ()), ("--dtype", dtype)]
     words = [word for option, value in given if value is not None for word in (option, str(value))]
     numbers = ["--minutes", f"{minutes:g}", "--background-tokens", str(background_tokens), "--seed", str(seed)]
+    words += ["--output", str(output), *(["--trust-remote-code"] if trust_remote_code else [])]
     return shlex.join(["memgraft", "compare", str(data), *words, *numbers])
 
 

@@ -6,13 +6,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
-from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, OWN
 from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.data import ExampleSet
 from memgraft.errors import DataError, MeasureError, TeachingError
@@ -61,17 +60,21 @@ def run_comparison(
 ) -> Comparison:
     """Teaches and measures one setting after the other while there is time; each run is a line on disk as soon as it is done.
 
-    The base and the first setting of each method come first. A further run starts only if one of its method, as long as the
-    earlier ones, would still end in time; runs that are on disk already cost nothing.
+    The base and the first setting of each method come first. A further run starts only if it would still end in time: it is expected
+    to take as long as the longest of its method so far, or of any, in proportion where it has more passes. Runs that are on disk
+    already cost nothing.
 
     Args:
         identity: what else shapes the figures (model, data), part of each run's id.
         seconds: wall time for all runs of this call; the base and the first method are always run.
     """
     start = time.monotonic()
-    passes = max((getattr(method, "passes", 1) for each in methods.values() for method in each), default=1)
+    passes = max((_passes(method) for each in methods.values() for method in each), default=1)
     lesson = Lesson(facts, workshop.prepare(facts, passes=passes, wordings=wordings, seed=seed), seed)
     measured: list[AnyProbe] = [asked(LEARNED, facts), *([asked(CONTROL, controls)] if controls else []), *probes]
+    taken = next((probe.name for probe in probes if probe.name in OWN), None)
+    if taken is not None:
+        raise DataError(f"a probe is called {taken!r}, which names what is asked about the facts; rename the file")
     names = [probe.name for probe in measured]
     if len(set(names)) < len(names):
         raise DataError(
@@ -87,12 +90,12 @@ def run_comparison(
     known, where = read_runs(runs_path), environment(workshop.base.device)
     runs: list[dict[str, Any]] = []
     skipped: list[tuple[str, str]] = []
-    took: dict[str, list[float]] = {}
+    took: dict[str, list[tuple[float, int]]] = {}  # method → seconds and passes of its runs
     for name, method in in_turns(methods):
         id = run_id({**shared, "method": name, "settings": settings(method)})
         if id not in known:
-            earlier = took.get(name) or [fmean(each) for each in took.values()]
-            expected = fmean(earlier) if earlier else 0.0
+            earlier = took.get(name) or [each for others in took.values() for each in others]
+            expected = max((spent * max(1, _passes(method) / passed) for spent, passed in earlier), default=0.0)
             if len(runs) > 1 and time.monotonic() - start + expected > seconds:
                 skipped.append((name, described(method)))
                 continue
@@ -101,9 +104,13 @@ def run_comparison(
             known[id] = {"id": id, **_run(workshop, name, method, lesson, measured), "environment": where}
             append_run(runs_path, known[id])
             if name != BASE:
-                took.setdefault(name, []).append(time.monotonic() - begun)
+                took.setdefault(name, []).append((time.monotonic() - begun, _passes(method)))
         runs.append(known[id])
     return Comparison(tuple(facts), tuple(runs), tuple(skipped))
+
+
+def _passes(method: AnyMethod) -> int:
+    return int(getattr(method, "passes", 1))
 
 
 def in_turns(methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[tuple[str, AnyMethod]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter
@@ -62,20 +63,7 @@ def family(method: AnyMethod) -> str:
 def described(method: AnyMethod) -> str:
     """The settings that set a method apart, in a few words."""
     if isinstance(method, Memory):
-        recipe, writer = method.recipe, method.recipe.writer
-        parts = [recipe.ranking, f"t {recipe.t or 'all'}", writer.name, f"lr {writer.learning_rate:g}"]
-        if writer.name == "least-interference":
-            parts += [f"μ {writer.background_weight:g} {writer.covariance}", f"λ {writer.ridge:g}", f"γ {writer.context_weight:g}"]
-            parts.append(f"step {writer.max_step:g}" if writer.max_step else "any step")
-        if recipe.rows:
-            parts.append(f"{recipe.rows} rows a fact, {recipe.settling} passes to settle")
-        if recipe.scope == "cues":
-            parts.append("cues")
-        elif method.threshold:
-            parts.append(f"threshold {method.threshold:g}")
-        if method.background != "self-written":
-            parts.append(f"background {method.background}")
-        return ", ".join([*parts, f"{recipe.passes} passes"])
+        return ", ".join(_described_memory(method))
     if isinstance(method, Retrieval):
         plural = "" if method.passages == 1 else "s"
         return f"{method.passages} {'solved example' if method.form == 'example' else 'passage'}{plural}"
@@ -92,3 +80,31 @@ def described(method: AnyMethod) -> str:
     if method.replay:
         parts.append(f"{method.replay} documents a step")
     return ", ".join(parts)
+
+
+def _described_memory(method: Memory) -> Iterator[str]:
+    """Rows and passes, and what differs from the default recipe; of other writers all that the papers name."""
+    recipe, writer, usual = method.recipe, method.recipe.writer, Recipe()
+    own = writer.name == usual.writer.name
+    if not own or recipe.ranking != usual.ranking or recipe.t != usual.t:
+        yield f"{recipe.ranking}, t {recipe.t or 'all'}"
+    if not own:
+        yield f"{writer.name}, lr {writer.learning_rate:g}"
+    elif writer.name == "least-interference" and usual.writer.name == "least-interference":
+        if writer.learning_rate != usual.writer.learning_rate:
+            yield f"lr {writer.learning_rate:g}"
+        if (writer.background_weight, writer.covariance) != (usual.writer.background_weight, usual.writer.covariance):
+            yield f"μ {writer.background_weight:g} {writer.covariance}"
+        if writer.ridge != usual.writer.ridge:
+            yield f"λ {writer.ridge:g}"
+        if writer.context_weight != usual.writer.context_weight:
+            yield f"γ {writer.context_weight:g}"
+        if writer.max_step != usual.writer.max_step:
+            yield f"steps of {writer.max_step:g}" if writer.max_step else "steps of any length"
+    if recipe.rows or own:
+        yield f"{recipe.rows} rows a fact" if recipe.rows else "every row"
+    if recipe.rows and recipe.settling != usual.settling:
+        yield f"{recipe.settling} passes to settle"
+    if method.background != "self-written":
+        yield f"background {method.background}"
+    yield f"{recipe.passes} passes"

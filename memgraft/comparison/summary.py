@@ -23,7 +23,8 @@ NEAR, LEAKED = "near misses", "leaks"  # how far answers beside the facts stayed
 OWN = (LEARNED, CONTROL, NEAR, LEAKED)  # probes that belong to the facts, others in each run; the rest are what may be forgotten
 MEMORY, BASE = "memory", "base"
 # What is judged: pooled probes by their metric. The first is the paper's headline, a relative drop of F1.
-POOLED = {"qa_f1": "F1", "answer_nll": "answer NLL", "text_nll": "text NLL"}
+POOLED = {"qa_f1": "F1", "answer_nll": "answer NLL", "text_nll": "text NLL", "accuracy": "accuracy"}
+SCORED = ("F1", "accuracy")  # more is better, from 0 to 1: forgetting is a drop relative to the base's
 
 
 @dataclass(frozen=True)
@@ -59,15 +60,15 @@ class Pool:
         return np.concatenate([setting.items(probe) for probe in self.probes])
 
     def forgotten(self, values: Vector) -> float:
-        """F1: drop relative to the base's; NLL: rise in nats."""
-        if self.metric == "F1":
+        """F1 and accuracy: drop relative to the base's; NLL: rise in nats."""
+        if self.metric in SCORED:
             before = float(self.weights @ self.base)
             return (before - float(self.weights @ values)) / before if before else 0.0
         return float(self.weights @ (values - self.base) / self.weights.sum())
 
     def interval(self, values: Vector) -> dict[str, Any]:
         """`forgotten` with its paired bootstrap interval."""
-        if self.metric != "F1":
+        if self.metric not in SCORED:
             return fields(paired_bootstrap(self.base.tolist(), values.tolist(), self.weights.tolist()))
         estimate = self.forgotten(values)
         drawn = np.random.default_rng(0).integers(len(values), size=(4000, len(values)))

@@ -2,7 +2,7 @@
 
 from memgraft.report.comparison import ComparisonPage, comparison_page
 from memgraft.report.page import CommitFacts, KeyFigure, LessonPage, LossPass, OutcomePoint, ProbeRow, QuestionRow, loss_passes
-from memgraft.report.render import comparison_html, lesson_html, render_comparison, render_lesson_page
+from memgraft.report.render import check_extra, comparison_html, lesson_html, render_comparison, render_lesson_page
 
 __all__ = [
     "CommitFacts",
@@ -13,6 +13,7 @@ __all__ = [
     "OutcomePoint",
     "ProbeRow",
     "QuestionRow",
+    "check_extra",
     "comparison_html",
     "comparison_page",
     "lesson_html",

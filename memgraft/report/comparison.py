@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import Field
@@ -10,13 +10,17 @@ from pydantic import Field
 from memgraft.config import Config
 from memgraft.report.page import Number
 
+Tone = Literal["good", "mixed", "bad"]
+
 MEMORY, BASE, RETRIEVAL = "memory", "base", "retrieval"
 # By which a comparison is judged, the most precise measure first.
 MEASURES = {
     "text_nll": ("rise of the text NLL", "nats per token"),
     "answer_nll": ("rise of the answers' NLL", "nats per token"),
     "qa_f1": ("drop of F1 on other questions", "share of the base's"),
+    "accuracy": ("drop of accuracy on other questions", "share of the base's"),
 }
+SHARES = ("qa_f1", "accuracy")
 
 
 class MethodPoint(Config):
@@ -35,6 +39,20 @@ class MethodPoint(Config):
     seconds: Number | None
     bytes: Number | None
     peak_bytes: Number | None
+
+
+class MethodProbe(Config):
+    """One probe before and after a method taught, at the method's best setting."""
+
+    method: str
+    label: str
+    probe: str
+    metric: str
+    before: Number
+    after: Number
+    change: Number
+    low: Number | None
+    high: Number | None
 
 
 class EqualRow(Config):
@@ -66,15 +84,18 @@ class ComparisonPage(Config):
 
     title: str
     verdict: str
-    tone: Literal["good", "mixed", "bad"]
+    tone: Tone
     measure: str = Field(description="what counts as forgetting")
     unit: str
     points: tuple[MethodPoint, ...]
     equal: tuple[EqualRow, ...]
-    probes: tuple[str, ...] = Field(description="names of what was measured")
+    probes: tuple[MethodProbe, ...] = Field(description="every probe at each method's best setting")
+    already_right: Number = Field(description="F1 of the untouched base on the facts")
+    remarks: tuple[str, ...] = Field(description="what to keep in mind")
     answered_by: tuple[str, ...]
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...] = Field(description="settings that there was no time for")
+    failed: tuple[str, ...] = Field((), description="settings that broke down, and why")
     repeat: tuple[str, ...]
     environment: str
 
@@ -86,6 +107,7 @@ def comparison_page(
     facts: Sequence[tuple[str, str]],
     runs: Sequence[Mapping[str, Any]],
     skipped: Sequence[tuple[str, str]] = (),
+    remarks: Sequence[str] = (),
     repeat: Sequence[str] = (),
     environment: str = "",
     samples: int = 20,
@@ -96,6 +118,8 @@ def comparison_page(
         summary: as `memgraft.comparison.summary.summarise` gives it.
         facts: (question as it was asked, expected answer), in the order of the runs' answers.
         runs: with `method`, `settings`, `answers`, and the F1 of each under scores → learned.
+        skipped: methods and settings that there was no time for.
+        remarks: what to keep in mind about the data.
         samples: facts shown with everyone's answers.
     """
     measure = next(name for name in MEASURES if name in summary["fronts"])
@@ -104,7 +128,10 @@ def comparison_page(
     points = [_point(each, measure, (each["method"], each["label"]) in best) for each in summary["settings"] if each["method"] != BASE]
     equal = [_equal(method, each[measure], measure) for method, each in (summary["at_equal_learning"].get("rivals") or {}).items()]
     verdict, tone = _verdict(summary, measure, equal)
+    runs = [run for run in runs if "failed" not in run]
     chosen = [_winner(runs, summary, method) for method in dict.fromkeys(run["method"] for run in runs)]
+    settings = {repr(each["settings"]): each for each in summary["settings"]}
+    base = next(each for each in summary["settings"] if each["method"] == BASE)
     return ComparisonPage(
         title=title,
         verdict=verdict,
@@ -113,7 +140,9 @@ def comparison_page(
         unit=MEASURES[measure][1],
         points=tuple(points),
         equal=tuple(equal),
-        probes=tuple(summary["settings"][0]["probes"]),
+        probes=tuple(row for run in chosen if run["method"] != BASE for row in _probes(settings[repr(run["settings"])])),
+        already_right=base["learned_f1"]["mean"],
+        remarks=tuple(remarks),
         answered_by=tuple(run["method"] for run in chosen),
         samples=tuple(
             Sample(
@@ -125,6 +154,7 @@ def comparison_page(
             for index, (question, expected) in enumerate(facts[:samples])
         ),
         skipped=tuple(f"{method}: {label}" for method, label in skipped),
+        failed=tuple(f"{each['method']}: {each['label']}: {each['why']}" for each in summary["failed"]),
         repeat=tuple(repeat),
         environment=environment,
     )
@@ -149,9 +179,25 @@ def _point(setting: Mapping[str, Any], measure: str, best: bool) -> MethodPoint:
     )
 
 
+def _probes(setting: Mapping[str, Any]) -> Iterator[MethodProbe]:
+    for name, probe in setting["probes"].items():
+        change = probe["change"]
+        yield MethodProbe(
+            method=setting["method"],
+            label=setting["label"],
+            probe=name,
+            metric=probe["metric"],
+            before=probe["before"],
+            after=probe["after"],
+            change=change["mean"],
+            low=change["low"],
+            high=change["high"],
+        )
+
+
 def _equal(method: str, row: Mapping[str, Any], measure: str) -> EqualRow:
     forgotten, difference = row["forgotten"], row["mean_minus_memory"]
-    sign = -1 if measure == "qa_f1" else 1  # a lower F1 is more forgetting
+    sign = -1 if measure in SHARES else 1  # a lower F1 is more forgetting
     bounds = [sign * bound for bound in (difference["low"], difference["high"]) if bound is not None]
     clear = len(bounds) == 2 and min(bounds) * max(bounds) > 0
     return EqualRow(
@@ -168,28 +214,32 @@ def _equal(method: str, row: Mapping[str, Any], measure: str) -> EqualRow:
     )
 
 
-def _verdict(summary: Mapping[str, Any], measure: str, equal: Sequence[EqualRow]) -> tuple[str, Literal["good", "mixed", "bad"]]:
+def _verdict(summary: Mapping[str, Any], measure: str, equal: Sequence[EqualRow]) -> tuple[str, Tone]:
     own = summary["at_equal_learning"]
     if not own:
         return "The memory was not run, so there is nothing to compare with.", "mixed"
     what, unit = MEASURES[measure]
-    forgotten = own["forgotten"][measure]["mean"]
-    start = f"The memory learns F1 {own['learned_f1']:.2f} at a {what} of {_amount(forgotten, measure)} ({unit})."
-    trained = [row for row in equal if row.method not in (RETRIEVAL,) and not row.method.startswith(MEMORY)]
-    level = [row for row in trained if row.reached]
-    if not level:
-        best = max(trained, key=lambda row: row.learned, default=None)
-        rest = f" No rival that trains learned as much; the best of them, {best.method}, reached {best.learned:.2f}." if best else ""
-        return start + rest, "good" if best else "mixed"
-    rival = min(level, key=lambda row: row.forgotten)
+    learned, forgotten = own["learned_f1"], own["forgotten"][measure]["mean"]
+    start = f"The memory learns F1 {learned:.2f} at a {what} of {_amount(forgotten, measure)} ({unit})."
+    rivals = [row for row in equal if row.method != RETRIEVAL and not row.method.startswith(MEMORY)]
+    level = [row for row in rivals if row.reached]
+    rival = min(level, key=lambda row: row.forgotten) if level else max(rivals, key=lambda row: row.learned, default=None)
+    found = next((row for row in equal if row.method == RETRIEVAL), None)
+    end = f" Retrieval, which teaches nothing, answers with F1 {found.learned:.2f}." if found else ""
+    if rival is None:
+        return start + end, "mixed"
     words = {"more": "more than the memory", "less": "less than the memory", "no difference shown": "no clear difference"}[rival.worse]
-    text = f" Where it learns as much, the best rival, {rival.method}, has {_amount(rival.forgotten, measure)}: {words}."
-    tones: dict[str, Literal["good", "mixed", "bad"]] = {"more": "good", "less": "bad", "no difference shown": "mixed"}
-    return start + text, tones[rival.worse]
+    amount = f"{_amount(rival.forgotten, measure)}: {words}"
+    if level:
+        text = f" Where it learns as much, the best rival, {rival.method}, has {amount}."
+        tones: dict[str, Tone] = {"more": "good", "less": "bad", "no difference shown": "mixed"}
+        return start + text + end, tones[rival.worse]
+    text = f" No rival that trains learned as much; the best of them, {rival.method}, reached {rival.learned:.2f}, and has {amount}."
+    return start + text + end, "mixed" if rival.worse == "less" else "good"
 
 
 def _amount(value: float, measure: str) -> str:
-    return f"{value:.0%}" if measure == "qa_f1" else f"{value:+.4f}"
+    return f"{value:.0%}" if measure in SHARES else f"{value:+.4f}"
 
 
 def _winner(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], method: str) -> Mapping[str, Any]:

@@ -31,12 +31,22 @@ def comparison_markdown(page: ComparisonPage) -> str:
         )
     )
     parts.append("Bold: on the method's front. In brackets: 95 % bootstrap intervals over items.")
+    parts.append(f"The untouched base: learned F1 {page.already_right:.3f}.")
+    if page.remarks:
+        parts.append("\n".join(f"* {plain(each)}" for each in page.remarks))
     if page.equal:
         rows = []
         for e in page.equal:
             learned = f"{e.learned:.3f}" + ("" if e.reached else " (less than the memory)")
             rows.append((plain(e.method), learned, span(e.forgotten, e.low, e.high), e.worse))
         parts += ["## At equal learning", table(("rival", "learned F1", page.measure, "forgets"), rows)]
+    if page.probes:
+        probes = [
+            (plain(p.method), plain(p.probe), plain(p.metric), f"{p.before:.3f}", f"{p.after:.3f}", span(p.change, p.low, p.high))
+            for p in page.probes
+        ]
+        titles = ("method", "probe", "measured by", "base", "taught", "change")
+        parts += ["## Every probe, at each method's best setting", table(titles, probes)]
     samples = []
     for sample in page.samples:
         answers = [("✓ " if right else "✗ ") + plain(answer) for answer, right in zip(sample.answers, sample.right, strict=True)]
@@ -44,6 +54,8 @@ def comparison_markdown(page: ComparisonPage) -> str:
     parts += ["## Answers", table(("question", "expected", *map(plain, page.answered_by)), samples)]
     if page.skipped:
         parts += ["## Not run, for want of time", "\n".join(f"* {plain(each)}" for each in page.skipped)]
+    if page.failed:
+        parts += ["## Broke down", "\n".join(f"* {plain(each)}" for each in page.failed)]
     if page.repeat:
         parts += ["## How to repeat this", "\n".join(f"    {' '.join(line.split())}" for line in page.repeat)]
     parts.append(plain(page.environment))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +54,7 @@ def _write(text: str, target: Path) -> Path:
 
 def lesson_html(data: LessonPage) -> str:
     """A lesson's page as HTML. Raises MemgraftError if the `report` extra is missing."""
-    try:
+    with _extra():
         from markupsafe import Markup
 
         from memgraft.report.plots import loss_plot, outcome_plot
@@ -62,23 +64,34 @@ def lesson_html(data: LessonPage) -> str:
             "loss": Markup(loss_plot(data.passes)) if data.passes else None,
             "outcome": Markup(outcome_plot(data.points, data.nll_tolerance)) if data.points else None,
         }
-    except ImportError as error:
-        raise MemgraftError(f"reports need {error.name}: pip install 'memgraft[report]'") from error
     return template.render(page=data, plots=plots, version=__version__)
 
 
 def comparison_html(data: ComparisonPage) -> str:
     """A comparison as HTML. Raises MemgraftError if the `report` extra is missing."""
-    try:
+    with _extra():
         from markupsafe import Markup
 
         from memgraft.report.plots import comparison_plot
 
         template = _environment().get_template("comparison.html")
         plot = Markup(comparison_plot(data.points, f"{data.measure} ({data.unit})"))
+    return template.render(page=data, plot=plot, version=__version__)
+
+
+def check_extra() -> None:
+    """MemgraftError if the `report` extra is missing: to be asked before what takes hours."""
+    with _extra():
+        import jinja2  # noqa: F401
+        import matplotlib as mpl  # noqa: F401
+
+
+@contextmanager
+def _extra() -> Iterator[None]:
+    try:
+        yield
     except ImportError as error:
         raise MemgraftError(f"reports need {error.name}: pip install 'memgraft[report]'") from error
-    return template.render(page=data, plot=plot, version=__version__)
 
 
 def _environment() -> Environment:

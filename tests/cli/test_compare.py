@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from memgraft.baselines import SGD, Full
 from memgraft.cli import main
-from tests.models import save_tiny_model
+from memgraft.comparison.compare import run_comparison
+from memgraft.comparison.summary import summarise
+from memgraft.comparison.workshop import Workshop
+from memgraft.examples import Fact
+from memgraft.probes import TextProbe
+from tests.models import save_tiny_model, tiny_model, tiny_tokenizer
 
 FACTS = [
     {"question": "Who made <b>Ox</b>?", "answers": ["Ann | Bo"], "statement": "Ox was made by Ann | Bo."},
@@ -38,7 +46,9 @@ def test_it_writes_the_report_its_twins_and_its_runs_and_goes_on_where_it_was(fo
     page = json.loads(capsys.readouterr().out)
     runs = (folder / "out" / "runs.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(run)["method"] for run in runs] == ["base", "memory"]
-    assert len(page["skipped"]) == 7
+    assert {each.partition(":")[0] for each in page["skipped"]} == {"memory", "retrieval"}
+    assert [(row["method"], row["probe"], row["metric"]) for row in page["probes"]] == [("memory", "prose", "text NLL")]
+    assert "1 of 2 facts have no held_out wording: they are asked in words that were taught." in page["remarks"]
     assert page["answered_by"] == ["base", "memory"]
     assert page["samples"][1]["question"] == "Elm is by whom?"
     assert compare(folder, "--minutes", "0", methods=("memory",)) == 0
@@ -46,7 +56,7 @@ def test_it_writes_the_report_its_twins_and_its_runs_and_goes_on_where_it_was(fo
     html = (folder / "out" / "report.html").read_text(encoding="utf-8")
     assert "Who made &lt;b&gt;Ox&lt;/b&gt;?" in html
     assert "<svg" in html
-    repeat = "--minutes 0 --background-tokens 512 --seed 0"
+    repeat = f"--output {folder / 'out'} --minutes 0 --background-tokens 512 --seed 0"
     assert repeat in html
     assert compare(folder, "--minutes", "0", "--dtype", "bfloat16", methods=("retrieval",)) == 0
     more = (folder / "out" / "runs.jsonl").read_text(encoding="utf-8").splitlines()[len(runs) :]
@@ -75,3 +85,43 @@ def test_an_unknown_method_and_a_drift_probe_are_named(folder: Path, capsys: pyt
     assert "no method is called 'magic': expected memory, " in capsys.readouterr().err
     assert compare(folder, "--probe", f"drift:{folder / 'prose.txt'}") == 1
     assert "a comparison has no drift probes" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_said_before_anything_is_loaded(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for package, extra in {"bm25s": "baselines", "matplotlib": "report"}.items():
+        with monkeypatch.context() as patched:
+            patched.setitem(sys.modules, package, None)
+            assert compare(folder) == 1
+        assert f"memgraft[{extra}]" in capsys.readouterr().err
+    assert not (folder / "out").exists()
+
+
+def test_choices_alone_are_judged_and_names_of_its_own_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    choice = {"question": "Which?", "choices": ["one", "two"], "answer": 0}
+    (folder / "which.jsonl").write_text(json.dumps(choice) + "\n", encoding="utf-8")
+    own = ["compare", str(folder / "facts.jsonl"), "--model", str(folder / "model"), "--method", "retrieval", "--background-tokens", "512"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*own, "--probe", f"choice:{folder / 'which.jsonl'}", "--minutes", "0", "-o", str(folder / "out"), "--json"])
+    assert stopped.value.code == 0
+    assert json.loads(capsys.readouterr().out)["measure"] == "drop of accuracy on other questions"
+    (folder / "which.jsonl").rename(folder / "leaks.jsonl")
+    assert compare(folder, "--probe", f"choice:{folder / 'leaks.jsonl'}") == 1
+    assert "a probe is called 'leaks', which names what is asked about the facts; rename the file" in capsys.readouterr().err
+
+
+def test_settings_that_break_down_are_named_and_not_tried_again(tmp_path: Path) -> None:
+    workshop = Workshop(tiny_model(), tiny_tokenizer(), backgrounds={}, background_tokens=64)
+    facts = [Fact(line=1, question="Who made Ox?", answers=("Ann",))]
+    text = TextProbe(name="prose", texts=("Some prose that must stay.",))
+    methods = {"full": [Full(optimizer=SGD(lr=1e30), passes=3), Full(passes=1)]}
+
+    def runs() -> tuple[dict[str, Any], ...]:
+        path = tmp_path / "runs.jsonl"
+        return run_comparison(workshop, facts, [text], methods, runs_path=path, identity={}, seconds=3600, wordings=2).runs
+
+    first = runs()
+    assert ["failed" in run for run in first] == [False, True, False]
+    assert summarise(first)["failed"][0]["label"] == "sgd lr 1e+30, 3 passes"
+    assert runs() == first
