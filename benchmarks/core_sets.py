@@ -1,6 +1,6 @@
 """The core set of a fact: the slots that every wording of it and its question read (Lin et al. 2025 §6), and how many are needed.
 
-    python -m benchmarks.core_sets --data FOLDER -o results/core-sets
+    python -m benchmarks.core_sets --data FOLDER    # results/core-sets
 
 Each fact is a line of runs.jsonl, numbers only: the size of its core set, what share of a token's reads falls on it, and the F1 of
 its question with only the first n rows of the core set kept. The drawing over the tokens, which shows the data set's text, goes
@@ -9,9 +9,7 @@ to --drawing.
 
 from __future__ import annotations
 
-import argparse
 import html
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,19 +19,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.measurement import FACTS, data_file, question_probe, read_rows, taught_rows
-from benchmarks.selection import select_facts
+from benchmarks.materials import Choice
+from benchmarks.measurement import SHOTS, question_probe
+from benchmarks.pareto import parser_of, study_of
+from benchmarks.study import Study
 from memgraft.commits import Rows
 from memgraft.comparison.grid import papers
 from memgraft.comparison.methods import settings
-from memgraft.comparison.runs import append_run, environment, read_runs, run_id
-from memgraft.comparison.workshop import Lesson, Workshop
+from memgraft.comparison.runs import append_run, read_runs, run_id
 from memgraft.encoding import TokenBatch
-from memgraft.errors import DataError, MemgraftError
+from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
-from memgraft.models import demo_model_path, load_model
-from memgraft.probes import measure
+from memgraft.probes import QAProbe, measure
 from memgraft.probes.language_model import evaluating
 from memgraft.reads import Recorder, recording
 
@@ -130,66 +128,44 @@ def drawing(figures: Sequence[tuple[str, TokenReads, Tensor]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Analyse the facts that are not in runs.jsonl yet. Exit status 1 with one line where something can't be used."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.core_sets", description="Which slots a fact needs.")
-    data = os.environ.get("MEMGRAFT_DATA")
-    parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
-    parser.add_argument("-o", "--output", type=Path, default=Path("results", "core-sets"), help="folder (default: %(default)s)")
-    parser.add_argument("--cache", type=Path, default=Path("out", "cache"), help="folder for self-written text (default: %(default)s)")
+    parser = parser_of("python -m benchmarks.core_sets", "Which slots a fact needs.")
+    parser.set_defaults(output=Path("results", "core-sets"))
     parser.add_argument("--drawing", type=Path, default=Path("out", "core-sets.html"), help="page of tokens (default: %(default)s)")
-    parser.add_argument("--model", help="Hub id, folder or .gguf file (default: the demo's)")
-    parser.add_argument("--facts", type=int, default=10, help="facts (default: %(default)s)")
-    parser.add_argument("--background-tokens", type=int, default=32_768, help="tokens of background text (default: %(default)s)")
+    parser.add_argument("--facts", type=int, default=10, help="of the tuning split (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
-        analyse_facts(options)
+        analyse_facts(study_of(options), options.facts, options.drawing)
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def analyse_facts(options: argparse.Namespace) -> None:
-    """Teach the facts as one lesson, then take them one by one."""
-    if options.data is None:
-        raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
-    rows = read_rows(data_file(options.data, FACTS))
-    source = options.model or str(demo_model_path())
-    loaded = load_model(source)
-    workshop = Workshop(loaded.model, loaded.tokenizer, background_tokens=options.background_tokens, cache=options.cache)
-
-    def is_wrong(indices: Sequence[int]) -> list[bool]:
-        probe = question_probe("candidates", [rows[index] for index in indices], 5)
-        return [value == 0 for value in measure(probe, loaded.model, loaded.tokenizer).values]
-
-    selection = select_facts(rows, is_wrong, options.facts, 0)
-    facts = [Fact(line=1 + index, **row) for index, row in zip(selection.taught, taught_rows(rows, selection), strict=True)]
-    method = papers()
-    batches = workshop.prepare(facts, passes=method.passes, wordings=8, seed=0)
-    runs = read_runs(options.output / "runs.jsonl")
+def analyse_facts(study: Study, count: int, page: Path) -> None:
+    """Teach the facts as one lesson by the papers' recipe, then take them one by one. Nothing to do where all are in runs.jsonl."""
+    material, method = study.materials.of(Choice("tuning", count, 0)), papers()
+    taught = material.selection.taught
+    shared = {**study.identity, "background_tokens": study.sizes.background_tokens, "taught": list(taught), "settings": settings(method)}
+    recipes = {index: {**shared, "row": index} for index in taught}
+    runs = read_runs(study.runs_path)
+    if page.exists() and all(run_id(recipe) in runs for recipe in recipes.values()):
+        return
     figures = []
-    with workshop.taught(method, Lesson(facts, batches, 0)):
-        grafted = workshop.grafted(method)
-        for index, batch, fact in zip(selection.taught, batches, facts, strict=True):
-            probe = question_probe("asked", [rows[index]], 5)
-            recipe = {
-                "model": Path(source).name,
-                "row": index,
-                "taught": list(selection.taught),
-                "settings": settings(method),
-            }
-            id = run_id(recipe)
+    with study.workshop.taught(method, material.lesson):
+        grafted = study.workshop.grafted(method)
+        for index, batch, fact in zip(taught, material.lesson.batches, material.lesson.facts, strict=True):
+            probe = question_probe("asked", [study.rows[index]], SHOTS)
 
-            def ask(probe: Any = probe) -> float:
+            def ask(probe: QAProbe = probe) -> float:
                 return measure(probe, grafted.base, grafted.tokenizer).values[0]
 
             numbers, question, core = analyse(grafted, batch, fact, ask)
             figures.append((fact.name, question, core))
+            id = run_id(recipes[index])
             if id not in runs:
-                append_run(
-                    options.output / "runs.jsonl", {"id": id, **numbers, "recipe": recipe, "environment": environment(grafted.device)}
-                )
-    options.drawing.parent.mkdir(parents=True, exist_ok=True)
-    options.drawing.write_text(drawing(figures), encoding="utf-8")
+                append_run(study.runs_path, {"id": id, **numbers, "recipe": recipes[index], "environment": study.environment})
+    page.parent.mkdir(parents=True, exist_ok=True)
+    page.write_text(drawing(figures), encoding="utf-8")
 
 
 if __name__ == "__main__":

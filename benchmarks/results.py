@@ -67,7 +67,13 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
             )
             yield _settings(winners(summary[split]["settings"], tuned=tested), with_seeds=tested)
             yield "All settings:"
-            yield _settings(summary[split]["settings"], with_seeds=tested)
+            methods = list(dict.fromkeys(each["method"] for each in summary[split]["settings"]))
+            yield _settings(sorted(summary[split]["settings"], key=lambda each: methods.index(each["method"])), with_seeds=tested)
+            if summary[split].get("failed"):
+                yield "Settings that broke down:"
+                yield "\n".join(
+                    f"* {plain(each['method'])}, {plain(each['label'])}: {plain(each['why'])}" for each in summary[split]["failed"]
+                )
     for stream in summary.get("streams", ()):
         if stream["along"]:
             yield f"### {plain(stream['method'])}"
@@ -147,8 +153,8 @@ def _first(path: Path) -> str:
     if not path.exists():
         return title + "Not run yet."
     about = (
-        "50 facts of the test split, one seed, one setting a method: 14 passes of 4 wordings, a quarter of the questions in lower case. "
-        "`least-interference` is the default recipe but for its passes; `no cues` is the same rule with the memory open to every text.\n\n"
+        "50 facts drawn from both splits, one seed, one setting a method: 14 passes of 4 wordings, a quarter of the questions in lower "
+        "case. `least-interference` is the default recipe but for its passes; `no cues` is the same rule with the memory open to every text.\n\n"
     )
     return title + about + markdown(json.loads(path.read_text(encoding="utf-8"))).rstrip()
 

@@ -16,16 +16,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.pareto import parser_of, study_of
 from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.corrections import corrections
 from benchmarks.recipe.stream import stream
 from benchmarks.recipe.taught import WORDINGS, taught
 from benchmarks.writing import write_json
-from memgraft.comparison.runs import append_run, environment, read_runs, run_id
+from memgraft.comparison.runs import append_run, read_runs, run_id
 from memgraft.errors import MemgraftError
+from memgraft.teaching import Recipe
 
 PARTS = ("taught", "corrections", "stream")
 SCORES = ("learned_f1", "control_f1", "net_f1", "near_miss_f1", "leaked_f1", "probes")
@@ -57,14 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             for name in options.parts:
                 part, sizes = tasks[name]
                 shared = {"questions": study.sizes.questions, "background_tokens": study.sizes.background_tokens}
-                settings = {"part": name, **sizes, "seed": seed, **shared, **study.identity}
+                recipe = Recipe(seed=seed).model_dump(mode="json")
+                settings = {"part": name, **sizes, "seed": seed, **shared, "recipe": recipe, **study.identity}
                 if name != "stream":
                     settings["wordings"] = WORDINGS  # of near misses: what is measured is part of the run's id
                 if run_id(settings) not in read_runs(path):
                     result = part(bench, seed=seed, **sizes)
-                    append_run(
-                        path, {"id": run_id(settings), **settings, **result, "environment": environment(torch.device(options.device))}
-                    )
+                    append_run(path, {"id": run_id(settings), **settings, **result, "environment": study.environment})
         write_json(study.output / "summary.json", summary(study.output))
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)

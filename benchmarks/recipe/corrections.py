@@ -33,9 +33,9 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
         return {**bench.study.rows[number], "answers": [other_answer(bench, number, order)]}
 
     new_taught, new_known = [changed_row(number) for number in taught], [changed_row(number) for number in known]
-    bench.learn(grafted, facts_of(new_taught, supersede=True), "taught facts, changed", seed)
+    bench.learn(grafted, facts_of(new_taught, supersede=True), f"{changed} taught facts, changed", seed)
     if new_known:
-        bench.learn(grafted, facts_of(new_known, supersede=False), "known facts, changed", seed)
+        bench.learn(grafted, facts_of(new_known, supersede=False), f"{changed} known facts, changed", seed)
     old = {"taught": [bench.question(number) for number in taught], "known": [bench.question(number) for number in known]}
     new = {"taught": new_taught, "known": new_known}
     return {

@@ -57,7 +57,7 @@ class RecordingTrainer(Trainer):
         return loss
 
 
-def trainer_losses(model: Any, optimizer: AdamW | SGD, folder: Path) -> list[float]:
+def trainer_losses(model: Any, optimizer: AdamW | SGD, folder: Path, *, bf16: bool = False) -> list[float]:
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=len(BATCHES[0]),
@@ -70,6 +70,7 @@ def trainer_losses(model: Any, optimizer: AdamW | SGD, folder: Path) -> list[flo
         report_to=[],
         save_strategy="no",
         use_cpu=True,
+        bf16=bf16,
         disable_tqdm=True,
     )
     trainer = RecordingTrainer(model=model, args=arguments, train_dataset=Rows(BATCHES))
@@ -93,6 +94,28 @@ def test_the_loss_curve_is_that_of_plain_peft_and_transformers_training(rival: s
     with ours.taught(tiny_model(), BATCHES, seed=SEED) as trained:
         assert len(trained.losses) == PASSES * len(BATCHES)
         assert list(trained.losses) == pytest.approx(expected, abs=2e-4)
+    assert expected[-1] < expected[0] - 0.2, "the reference does not learn: the comparison would say little"
+
+
+@pytest.mark.parametrize("rival", ["lora", "full"])
+def test_so_it_is_in_bfloat16_with_the_trained_weights_in_fp32(rival: str, tmp_path: Path) -> None:
+    # As the comparison trains: an fp32 adapter over a bf16 base, or an fp32 copy of the base under autocast.
+    optimizer = AdamW(lr=3e-3, weight_decay=0.1)
+    ours: Rival
+    base = tiny_model().to(torch.bfloat16)
+    theirs: Any = tiny_model().to(torch.bfloat16)
+    if rival == "lora":
+        ours = LoRA(rank=4, alpha=8, optimizer=optimizer, passes=PASSES)
+        torch.manual_seed(SEED)
+        theirs = peft.get_peft_model(theirs, peft.LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    else:
+        ours = Full(optimizer=optimizer, passes=PASSES)
+        theirs = theirs.float()
+    expected = trainer_losses(theirs, optimizer, tmp_path, bf16=rival == "full")
+    with ours.taught(base, BATCHES, seed=SEED) as trained:
+        assert list(trained.losses) == pytest.approx(expected, rel=0.02)
+        if rival == "full":
+            assert trained.bytes == 2 * sum(weight.numel() for weight in base.parameters())
     assert expected[-1] < expected[0] - 0.2, "the reference does not learn: the comparison would say little"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from memgraft.baselines import AdamW, LoRA
@@ -110,3 +111,16 @@ def test_settings_that_broke_down_are_named_and_left_out_of_the_figures() -> Non
     summary = summarise([BASE, MEMORY, LOW, HIGH, broken])
     assert [each["why"] for each in summary["failed"]] == ["the loss is nan"]
     assert [each["label"] for each in summary["settings"] if each["method"] == "lora"] == [described(method_of(LOW["settings"]))]
+
+
+def test_the_interval_of_a_relative_drop_is_paired_and_as_wide_as_it_should_be() -> None:
+    right = [1.0] * 50 + [0.0] * 50
+    base = run(Base(), [0.0], right, [3.0, 2.0])
+    pool = pools(grouped([base])[0])["qa_f1"]
+    halved = pool.interval(np.asarray([0.5] * 50 + [0.0] * 50))
+    assert (halved["mean"], halved["low"], halved["high"]) == (0.5, 0.5, 0.5), "each item falls by half: nothing is left to chance"
+    lost = pool.interval(np.asarray([0.0] * 20 + [1.0] * 30 + [0.0] * 50))
+    assert lost["mean"] == pytest.approx(0.4)
+    spread = 1.96 * (0.4 * 0.6 / 50) ** 0.5  # of a share among the 50 that count
+    assert lost["low"] == pytest.approx(0.4 - spread, abs=0.03)
+    assert lost["high"] == pytest.approx(0.4 + spread, abs=0.03)
