@@ -77,7 +77,7 @@ def world_of(model: GraftedModel) -> World:
     if model.world is None:
         parts, _ = model.background.split(model.tokenizer)
         cased = [*parts, *common_questions(model.tokenizer)]
-        low = [_lower_case(model, ids) for ids in cased]
+        low = [ids for ids in (_lower_case(model, ids) for ids in cased) if ids]  # a text may be fewer tokens in lower case, or none
         found = torch.cat(_queries_of(model, cased))
         model.world = World(found, torch.cat([found, *_queries_of(model, low)]))
     return model.world

@@ -122,7 +122,7 @@ class GraftedModel(nn.Module):
     def cue_queries(self, hidden_states: Tensor) -> Tensor:
         """(…, P) fp32 of unit length: what cues are compared with, of hidden states (…, D) that enter the first memory layer."""
         queries = self.layer(0).queries(hidden_states.reshape(-1, hidden_states.shape[-1])).flatten(1)
-        return F.normalize(queries, dim=-1).view(*hidden_states.shape[:-1], -1)
+        return F.normalize(queries, dim=-1).view(*hidden_states.shape[:-1], self.config.query_dim)
 
     def table(self, name: str) -> ValueTable:
         """The value table of that name that every text reads."""

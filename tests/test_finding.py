@@ -10,8 +10,10 @@ import torch
 
 from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
-from memgraft.finding import find_cues
+from memgraft.finding import find_cues, world_of
 from memgraft.grafted import GraftedModel
+from memgraft.grafting import graft
+from tests.models import tiny_model, tiny_tokenizer
 from tests.test_learning import FACTS, batches_of, grafted
 
 
@@ -63,3 +65,18 @@ def test_a_fact_without_lower_case_wordings_has_the_same_cues_twice(batches: lis
     without = find_cues(model, [replace(batch, lower=None) for batch in batches])
     assert without is not None
     assert without.cues.fact_count == 2
+
+
+@pytest.mark.parametrize("nothing_left", [False, True], ids=["one token", "none"])
+def test_a_document_of_two_tokens_may_be_one_or_none_in_lower_case(nothing_left: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["no"])
+    model = graft(tiny_model(vocab_size=len(tokenizer)), tokenizer, slots=64, background=["No"] * 2, background_tokens=64)
+    assert model.background is not None
+    assert [len(part) for part in model.background.split(tokenizer)[0]] == [2, 2]
+    monkeypatch.setattr("memgraft.finding.common_questions", lambda _: [])
+    if nothing_left:
+        monkeypatch.setattr("memgraft.finding._lower_case", lambda *_: [])
+    world = world_of(model)
+    assert world.cased.shape == (2, model.config.query_dim)
+    assert torch.equal(world.both, world.cased)
