@@ -139,7 +139,8 @@ def write_background(
     rng = random.Random(seed)
     length = min(length, context_length(model) or length)
     openings = [""] if starts_documents(tokenizer) else list(OPENINGS)
-    chats = chat_openings(tokenizer)
+    # A long system prompt leaves a document little room, and with it all that are written beside it.
+    chats = [text for text in chat_openings(tokenizer) if len(tokenizer(text, add_special_tokens=False).input_ids) <= length // 2]
     written: list[str] = []
     total = fruitless = 0
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -62,6 +62,14 @@ class TestWritten:
         assert 0.15 < sum(chats) / len(chats) <= 0.25
         assert not any(text.startswith("<user>") for text in write_background(tiny_model(), tiny_tokenizer(), tokens=200, length=60))
 
+    @pytest.mark.parametrize("system", [12, 13, 40, 400], ids="a system prompt of {} tokens".format)
+    def test_a_chat_that_opens_with_more_than_half_a_document_is_left_out(self, system: int) -> None:
+        tokenizer = tiny_tokenizer("s" * system + CHAT_TEMPLATE)
+        prompts = PromptLengths(tiny_model())
+        texts = write_background(prompts.model, tokenizer, tokens=300, length=36, batch_size=4)
+        assert any(text.startswith("ss") for text in texts) == (system + len("<user>") <= 18)
+        assert prompts.longest == 36
+
     def test_a_tokenizer_that_starts_documents_needs_no_openings(self) -> None:
         tokenizer = tiny_tokenizer()
         assert not starts_documents(tokenizer)
