@@ -21,6 +21,7 @@ from memgraft.data import read_examples
 from memgraft.errors import DataError, GraftError
 from memgraft.examples import Text
 from memgraft.probes.language_model import context_length, evaluating
+from memgraft.wordings import chat_renderer
 
 SHORTEST = 16  # tokens of a document that the model wrote; shorter ones are left out
 PATIENCE = 256  # documents left out in a row before that counts as an error
@@ -103,12 +104,19 @@ def _read_dataset(name: str, split: str = "train", field: str = "text") -> list[
 
 
 def chat_openings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """The start of an empty user turn, where the tokenizer has a chat template: the model goes on as user and assistant."""
-    if not tokenizer.chat_template:
+    """The start of an empty user turn, where the tokenizer has a chat template: the model goes on as user and assistant.
+
+    The same on every day, as what is taught (`chat_renderer`).
+    """
+    chat = chat_renderer(tokenizer)
+    if chat is None:
         return []
     mark = "\u2063mark\u2063"
-    text = tokenizer.apply_chat_template([{"role": "user", "content": mark}], tokenize=False)
-    return [str(text).split(mark)[0]] if mark in str(text) else []
+    try:
+        text = chat([{"role": "user", "content": mark}])
+    except DataError:  # the template wants other turns
+        return []
+    return [text.split(mark)[0]] if mark in text else []
 
 
 def starts_documents(tokenizer: PreTrainedTokenizerBase) -> bool:

@@ -70,6 +70,13 @@ class TestWritten:
         assert any(text.startswith("ss") for text in texts) == (system + len("<user>") <= 18)
         assert prompts.longest == 36
 
+    def test_chats_are_the_same_on_every_day(self) -> None:
+        dated = tiny_tokenizer("{{ strftime_now('%d %B %Y') }}\n" + CHAT_TEMPLATE)
+        assert chat_openings(dated) == ["01 January 2025\n<user>"]
+
+    def test_a_template_that_refuses_a_lone_user_turn_opens_no_chat(self) -> None:
+        assert chat_openings(tiny_tokenizer("{{ raise_exception('a system turn first') }}")) == []
+
     def test_a_tokenizer_that_starts_documents_needs_no_openings(self) -> None:
         tokenizer = tiny_tokenizer()
         assert not starts_documents(tokenizer)
