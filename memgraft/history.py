@@ -11,7 +11,7 @@ from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
 from memgraft.store.lessons import overlap_of, read_together, still_open
-from memgraft.superseding import closed_facts
+from memgraft.superseding import closed_facts, closing
 
 
 class History:
@@ -108,6 +108,10 @@ class History:
         """
         closed = closed_facts(self._records(), superseded)
         return {id: closed[id] for id in self._active if self.cues(id) is not None}
+
+    def closing(self, taught: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
+        """Facts that a lesson yet to be taught would hold closed, see `memgraft.superseding.closing`."""
+        return closing(self._records(), taught)
 
     def _records(self) -> dict[str, Mapping[str, Any]]:
         return {id: self._record(id) for id in self._active}

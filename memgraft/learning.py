@@ -163,6 +163,7 @@ def learn(
     keep: DataFile | None = None,
     gate: Gate | None = None,
     checkpoints: Checkpoints | None = None,
+    again: bool = False,
     on_step: Callable[[Step], None] | None = None,
 ) -> Commit:
     """Teach a data set and keep what changed as a commit.
@@ -175,15 +176,19 @@ def learn(
         keep: the data file, to be kept with the lesson, so that it can be taught again.
         gate: probes that must not get worse by the lesson.
         checkpoints: where the lesson's progress is saved now and then, and found again.
+        again: the lesson takes the place of one that was taught before: facts that were superseded since stay closed.
         on_step: called after each batch.
 
     Raises:
-        DataError, TeachingError: the data can't be taught, or the loss is not finite. GateError: a probe fell.
+        DataError, TeachingError: the data can't be taught, an active lesson supersedes a fact of it, or the loss is not finite.
+        GateError: a probe fell.
         StoreError: there is a checkpoint of another lesson. The model is as before, also after Ctrl-C.
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
+    if not again and recipe.scope == "cues":
+        check_open(model, examples.examples, path=examples.path)
     keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
     probe = test_questions(examples.examples) if test else None
     before = None
@@ -228,6 +233,22 @@ def learn(
         raise
     model.recall()
     return commit
+
+
+def check_open(model: GraftedModel, examples: Sequence[Example], *, path: str | None = None) -> None:
+    """DataError, with its place, for a fact that an active lesson supersedes: it would be taught, and then nothing would open it.
+
+    Which lesson was taught first does not matter for what is closed, so that merges come out the same in any order.
+    """
+    closed = model.history.closing(taught_ids(examples))
+    for example in examples:
+        if example.id in closed:
+            lesson, by = closed[example.id]
+            with _errors_at(f"{path}:{example.line}" if path else example.name):
+                raise DataError(
+                    f"id: the lesson {lesson[:12]}, which is active, supersedes {example.id!r} by {by!r}, so that nothing would open it; "
+                    f"give it another id, say that it supersedes {by!r}, or revert that lesson"
+                )
 
 
 def taught_ids(examples: Sequence[Example]) -> dict[str, str | None]:

@@ -123,7 +123,9 @@ def _teach_again(
     for lesson in lessons:
         taken, file = examples[lesson.id]
         test = "facts" in lesson.record
-        taught[lesson.id] = learn(model, taken, message=lesson.message, recipe=_recipe(lesson), test=test, keep=file, on_step=on_step)
+        taught[lesson.id] = learn(
+            model, taken, message=lesson.message, recipe=_recipe(lesson), test=test, keep=file, again=True, on_step=on_step
+        )
     return taught
 
 

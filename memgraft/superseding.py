@@ -42,3 +42,18 @@ def closed_facts(records: Mapping[str, Mapping[str, Any]], superseded: Iterable[
         numbered = ids * 2 if isinstance(ids, list) else []  # as they stand, and in lower case
         closed[id] = frozenset(number for number, fact in enumerate(numbered) if is_closed(id, fact))
     return closed
+
+
+def closing(records: Mapping[str, Mapping[str, Any]], taught: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
+    """Facts that a lesson yet to be taught would hold closed: id of each → the active lesson that supersedes it, and by which fact.
+
+    Args:
+        records: of the active lessons, in order, by id.
+        taught: id of each fact of the new lesson → id of the one that it supersedes.
+    """
+    found = {}
+    for lesson, record in records.items():
+        theirs = facts_taught(record)
+        if theirs.keys().isdisjoint(old for old in taught.values() if old is not None):  # else the later one of the two counts
+            found.update({old: (lesson, new) for new, old in theirs.items() if old is not None and old in taught})
+    return found

@@ -315,6 +315,27 @@ class TestSeveralLessons:
                 assert not torch.equal(after, model(input_ids=ids).logits)
         assert all(len(scoped.tables.rows()["0"]) for scoped in model.state().scoped)
 
+    def test_a_fact_that_an_active_lesson_supersedes_is_refused_unless_it_supersedes_back(self, tmp_path: Path) -> None:
+        model = grafted()
+        second = learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False)
+        file = data_file(tmp_path, [FACTS[1], FACTS[0]])
+        rows = model.rows()
+        with pytest.raises(DataError) as caught:
+            learn(model, file, message="again", recipe=RECIPE, test=False)
+        assert str(caught.value) == (
+            f"{file}:2: id: the lesson {second.id[:12]}, which is active, supersedes 'head' by 'new-head', so that nothing would open it; "
+            "give it another id, say that it supersedes 'new-head', or revert that lesson"
+        )
+        assert (model.rows(), model.history.active()) == (rows, [second.id])
+        back = data_file(tmp_path, [{**FACTS[0], "supersedes": "new-head"}])
+        for recipe, data, again in ((EVERYWHERE, file, False), (RECIPE, file, True), (RECIPE, back, False)):
+            commit = learn(model, data, message="again", recipe=recipe, test=False, again=again)
+            if data is back:
+                assert model.history.scoped()[commit.id] == frozenset()
+            model.revert(commit.id)
+        model.revert(second.id)
+        assert learn(model, file, message="again", recipe=RECIPE, test=False).changes
+
     def test_a_superseded_fact_opens_nothing_until_its_correction_is_taken_back(self, tmp_path: Path) -> None:
         model = grafted()
         first = learn(model, data_file(tmp_path, FACTS[:2]), message="1", recipe=RECIPE, test=False)
