@@ -21,7 +21,7 @@ from torch import Tensor
 
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
-KEPT = 32  # cues, of all lessons, that one token can be at the same time
+KEPT = 128  # cues, of all lessons, that one token can be at the same time: some 40 lessons may be about one name
 NEVER = 2.0  # a cosine that no token reaches
 
 
@@ -102,7 +102,8 @@ class Cues:
     def heard(self, queries_BTP: Tensor) -> Tensor:
         """Which cues each token is: (B, T, M) int64 numbers of cues, nearest first, -1 where there are fewer."""
         above = queries_BTP @ self.keys.T - self.least  # (B, T, C)
-        nearest = above.topk(min(KEPT, len(self)), dim=-1)
+        most = int((above > 0).sum(-1).max()) if above.numel() else 0
+        nearest = above.topk(min(KEPT, most), dim=-1)
         found = nearest.indices.masked_fill(nearest.values <= 0, -1)
         return F.pad(found, (0, KEPT - found.shape[-1]), value=-1)
 
@@ -113,6 +114,7 @@ class Cues:
     def open_facts(self, heard_BTM: Tensor) -> tuple[Tensor, Tensor]:
         """The facts (F,) of which any cue was heard, and from which token on each is open, (B, T, F) bool."""
         batch, tokens, _ = heard_BTM.shape
+        heard_BTM = heard_BTM[..., (heard_BTM >= 0).flatten(0, 1).any(0)]  # mostly few of M
         there = heard_BTM[heard_BTM >= 0].unique()  # (A,), those of the cues that were heard at all
         is_cue = torch.zeros(batch, tokens, len(there) + 1, dtype=torch.bool, device=heard_BTM.device)  # (B, T, A), and one for none
         place = torch.where(heard_BTM >= 0, torch.searchsorted(there, heard_BTM.contiguous()), len(there))

@@ -124,6 +124,19 @@ def test_many_lessons_about_one_subject_are_all_open() -> None:
     assert set(Scopes([lesson] * 10, 4).open(Scopes([lesson] * 10, 4).cues.heard(lesson.keys[None]))) == set(range(10))
 
 
+def test_twenty_lessons_of_three_cues_each_on_one_name_are_all_open() -> None:
+    generator = torch.Generator().manual_seed(0)
+    name = torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=-1)
+    lessons = []
+    for _ in range(20):  # each has found the name's last token in wordings of its own
+        keys = torch.nn.functional.normalize(name + 0.02 * torch.randn(3, 16, generator=generator), dim=-1)
+        lessons.append(Cues(keys, torch.full((3,), 0.8), torch.zeros(3, dtype=torch.int64)))
+    scopes = Scopes(lessons, 16)
+    heard = scopes.cues.heard(name[None, None])
+    assert int((heard >= 0).sum()) == 60
+    assert set(scopes.open(heard)) == set(range(20))
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
