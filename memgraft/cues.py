@@ -7,7 +7,8 @@ came up. Where none did, the model is the base model, bit for bit. Edits with a 
 2206.06520), GRACE (Hartvigsen et al. 2023, arXiv 2211.11031). Here a scope is a handful of key vectors a fact, and lasts from where
 they were heard to the end of the sequence.
 
-Shape suffixes: B sequences, T tokens, C cues, A of them, P query width, M cues kept a token, F facts of which something was heard.
+Shape suffixes: B sequences, T tokens, N tokens of several sequences, C cues, A of them, P query width, M cues kept a token, F facts of
+which something was heard.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch import Tensor
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
 KEPT = 128  # cues, of all lessons, that one token can be at the same time: some 40 lessons may be about one name
+AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
 NEVER = 2.0  # a cosine that no token reaches
 
 
@@ -100,8 +102,16 @@ class Cues:
         return None
 
     def heard(self, queries_BTP: Tensor) -> Tensor:
-        """Which cues each token is: (B, T, M) int64 numbers of cues, nearest first, -1 where there are fewer."""
-        above = queries_BTP @ self.keys.T - self.least  # (B, T, C)
+        """Which cues each token is: (B, T, M) int64 numbers of cues, nearest first, -1 where there are fewer.
+
+        A share of the tokens at a time, so that beside many cues a long text takes no more memory.
+        """
+        tokens = max(1, AT_ONCE // max(1, len(self)))
+        found = [self._heard(part) for part in queries_BTP.flatten(0, 1).split(tokens)]
+        return torch.cat(found).view(*queries_BTP.shape[:-1], KEPT)
+
+    def _heard(self, queries_NP: Tensor) -> Tensor:
+        above = (queries_NP @ self.keys.T).sub_(self.least)  # (N, C)
         most = int((above > 0).sum(-1).max()) if above.numel() else 0
         nearest = above.topk(min(KEPT, most), dim=-1)
         found = nearest.indices.masked_fill(nearest.values <= 0, -1)

@@ -119,6 +119,20 @@ def test_a_token_is_at_most_the_nearest_cues() -> None:
     assert cues.heard(torch.zeros(1, 1, count))[0, 0].tolist() == [-1] * KEPT
 
 
+@pytest.mark.parametrize("at_once", [0, 9, 50, 1 << 24])
+def test_cues_are_heard_a_few_tokens_at_a_time(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    cues, generator = cues_of(*[3] * 60, width=8), torch.Generator().manual_seed(0)
+    cues = Cues(cues.keys, torch.full((180,), 0.1), cues.facts)
+    queries = torch.nn.functional.normalize(torch.randn(3, 7, 8, generator=generator), dim=-1)
+    above = queries @ cues.keys.T - cues.least
+    nearest = above.topk(KEPT, dim=-1)
+    whole = nearest.indices.masked_fill(nearest.values <= 0, -1)
+    monkeypatch.setattr("memgraft.cues.AT_ONCE", at_once * len(cues) // 3)
+    assert torch.equal(cues.heard(queries), whole)
+    assert cues.heard(queries[:, :0]).shape == (3, 0, KEPT)
+    assert cues.heard(queries[:0]).shape == (0, 7, KEPT)
+
+
 def test_many_lessons_about_one_subject_are_all_open() -> None:
     lesson = cues_of(2, 1)
     assert set(Scopes([lesson] * 10, 4).open(Scopes([lesson] * 10, 4).cues.heard(lesson.keys[None]))) == set(range(10))
