@@ -52,8 +52,8 @@ def revert(
         opened = MemoryStore.open(store)
     else:
         report = opened.revert(lesson, overlap)
-    message = opened.header(report.commit)["message"]
-    messages = {entry.commit: entry.message for entry in opened.history()}
+    messages = {entry.commit: entry.message for entry in opened.history()}  # not from the lesson, which may be damaged
+    message = messages[report.commit]
     remaining = opened.active()
     overlaps = [overlap_json(overlap) for overlap in report.overlaps]
     if json:

@@ -178,17 +178,28 @@ class StoreReader:
         """The manifest that this object reads by."""
         return self._manifest
 
-    def _overlaps(self, manifest: Manifest, id: str) -> list[lessons.Overlap]:
+    def _overlaps(self, manifest: Manifest, id: str, *, skip_damaged: bool = False) -> list[lessons.Overlap]:
+        """As `overlaps`; with `skip_damaged` nothing is known of lessons that can't be read, where StoreError is raised otherwise."""
         active = manifest.active()
         if id not in active:
             return []
-        content = self.content(id)
         messages = {entry.commit: entry.message for entry in manifest.history}
         closed = closed_facts({each: self.readable_record(each) for each in active})
-        own, found = lessons.still_open(content.cues, closed[id]), []
+        found = []
+        try:
+            content = self.content(id)
+            own = lessons.still_open(content.cues, closed[id])
+        except StoreError:
+            if skip_damaged:
+                return []
+            raise
         for later in active[active.index(id) + 1 :]:
-            if lessons.read_together(own, lessons.still_open(self.cues(later), closed[later])):
-                found.append(lessons.overlap_of(later, messages[later], content.changes, self.slots(later)))
+            try:
+                if lessons.read_together(own, lessons.still_open(self.cues(later), closed[later])):
+                    found.append(lessons.overlap_of(later, messages[later], content.changes, self.slots(later)))
+            except StoreError:
+                if not skip_damaged:
+                    raise
         return [overlap for overlap in found if overlap is not None]
 
     def content(self, id: str) -> lessons.Content:

@@ -112,14 +112,17 @@ class MemoryStore(StoreReader):
     def revert(self, prefix: str, overlap: Literal["keep", "refuse"] = "keep") -> lessons.RevertReport:
         """Takes an active lesson back and says which later lessons share slots with it; its files stay in the store.
 
+        A damaged lesson can be taken back, so that the store can be used again; what it shares slots with is not known then.
+
         Args:
-            overlap: `keep` those lessons as they are, or `refuse` to revert. (`memgraft.reteaching` can teach them again.)
+            overlap: `keep` those lessons as they are, or `refuse` to revert, also where damage hides whether there are any.
+                (`memgraft.reteaching` can teach them again.)
         """
         overlaps: list[lessons.Overlap] = []
 
         def take_back(draft: Draft) -> None:
             id = draft.manifest.resolve(prefix)
-            overlaps.extend(self._overlaps(draft.manifest, id))
+            overlaps.extend(self._overlaps(draft.manifest, id, skip_damaged=overlap == "keep"))
             if overlaps and overlap == "refuse":
                 raise StoreError(f"{self.path}: {lessons.overlap_refusal(id, overlaps)}")
             draft.revert(id)

@@ -204,6 +204,18 @@ def test_damage_is_found(run: Run, taught_store: Path) -> None:
     assert "usage.safetensors" in run("log", taught_store).refused()
 
 
+@pytest.mark.parametrize("suffix", ["safetensors", "json"])
+def test_a_damaged_lesson_is_reverted_and_then_the_store_loads(run: Run, taught_store: Path, suffix: str) -> None:
+    first, second = MemoryStore.open(taught_store).active()
+    path = taught_store / f"commits/{first}.{suffix}"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(content)
+    assert run("revert", taught_store, first, "--json").json["reverted"] == first
+    assert run("ask", taught_store, "Who?").code == 0
+    assert MemoryStore.open(taught_store).active() == [second]
+
+
 def test_no_store_is_no_store(run: Run, tmp_path: Path) -> None:
     assert "no such folder" in run("log", tmp_path / "nowhere").refused()
     assert "no memory store" in run("log", tmp_path).refused()

@@ -392,3 +392,33 @@ def test_a_lesson_without_any_table_is_a_lesson_that_changes_nothing(taught: Mem
     assert taught.commit(entry.commit).changes == {}
     taught.append(Commit({"0": Rows.empty(3)}, "nothing", {}, "d" * 64))
     assert MemoryStore.open(taught.path).verify() == []
+
+
+@pytest.mark.parametrize("name", ["commits/{}.safetensors", "commits/{}.json", "records/{}.json"])
+def test_a_damaged_lesson_can_be_taken_back_and_then_the_store_is_whole(store: MemoryStore, lesson: Lesson, name: str) -> None:
+    first, second = lesson("first"), lesson("second")
+    for commit in (first, second):
+        store.append(commit)
+    path = store.path / name.format(first.id)
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 8] ^= 1
+    path.write_bytes(damaged)
+    refusal(lambda: store.commit(first.id), path.name)
+    if name.endswith("safetensors"):
+        refusal(store.state, path.name)
+        refusal(lambda: store.revert(first.id, overlap="refuse"), path.name)
+    assert store.revert(first.id).commit == first.id
+    again = MemoryStore.open(store.path)
+    assert again.commit(second.id) == second
+    assert again.state() == dict(second.changes)
+
+
+def test_a_later_lesson_that_is_damaged_is_left_out_of_the_overlaps(store: MemoryStore, lesson: Lesson) -> None:
+    first, second, third = (lesson(message) for message in ("first", "second", "third"))
+    for commit in (first, second, third):
+        store.append(commit)
+    path = store.path / f"commits/{second.id}.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))
+    refusal(lambda: store.overlaps(first.id), path.name)
+    refusal(lambda: store.revert(first.id, overlap="refuse"), path.name)
+    assert [overlap.message for overlap in store.revert(first.id).overlaps] == ["third"]
