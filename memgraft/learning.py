@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -180,12 +181,18 @@ def learn(
         on_step: called after each batch.
 
     Raises:
-        DataError, TeachingError: the data can't be taught, an active lesson supersedes a fact of it, or the loss is not finite.
+        DataError, TeachingError: the data can't be taught, or is not what is to be kept; an active lesson supersedes a fact of it; the loss
+            is not finite.
         GateError: a probe fell.
         StoreError: there is a checkpoint of another lesson. The model is as before, also after Ctrl-C.
     """
     recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
+    if keep is not None and hashlib.sha256(keep.content).hexdigest() != examples.sha256:
+        raise DataError(
+            f"{examples.path}: the data to be kept is not what was read to be taught; "
+            f"save it in a file first where it comes from a pipe, which can be read only once"
+        )
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
     if not again and recipe.scope == "cues":
         check_open(model, examples.examples, path=examples.path)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from memgraft import learning
-from memgraft.commits import Commit, sum_rows
+from memgraft.commits import Commit, DataFile, sum_rows
 from memgraft.data import read_examples
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError, StoreError, TeachingError
@@ -463,6 +463,12 @@ class TestNothingChanges:
         with pytest.raises(error, match=r"line|jsonl"):
             learn(model, data_file(tmp_path, rows), message="m", recipe=RECIPE)
         assert not len(model.rows()["0"])
+        assert model.history.active() == []
+
+    def test_when_the_data_to_be_kept_is_not_what_was_read(self, tmp_path: Path) -> None:
+        model, file = grafted(), data_file(tmp_path)
+        with pytest.raises(DataError, match=r"facts\.jsonl: the data to be kept is not what was read .* a pipe, which can be read only once"):
+            learn(model, file, message="m", recipe=RECIPE, keep=DataFile("jsonl", b""), on_step=lambda _: pytest.fail("taught"))
         assert model.history.active() == []
 
     def test_when_the_loss_is_not_finite(self, tmp_path: Path) -> None:

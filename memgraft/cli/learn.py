@@ -118,6 +118,7 @@ def learn(
     from memgraft.data import Fact, read_examples
 
     examples = read_examples(data)
+    to_keep = _data_file(data) if keep_data else None
     settings = {
         "ranking": ranking,
         "t": t,
@@ -153,7 +154,7 @@ def learn(
                     message=message,
                     recipe=chosen,
                     test=not no_test,
-                    keep=_data_file(data) if keep_data else None,
+                    keep=to_keep,
                     gate=Gate([probe or background_probe(grafted, str(store)) for probe in probes], tolerance) if probes else None,
                     checkpoints=checkpoints,
                     on_step=progress,

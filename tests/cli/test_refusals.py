@@ -325,6 +325,23 @@ def test_a_file_size_limit_leaves_the_store_as_it_was(store: Path, facts: Path, 
     assert digest_of(store) == before
 
 
+def test_data_from_a_pipe_is_not_kept_and_that_is_said_before_it_is_taught(
+    run: Run, store: Path, facts: Path, digest_of: Digest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = digest_of(store)
+    monkeypatch.setattr("memgraft.learning.teach", lambda *_, **__: pytest.fail("taught"))
+    reading, writing = os.pipe()
+    os.write(writing, facts.read_bytes())
+    os.close(writing)
+    try:
+        said = run("learn", store, f"/dev/fd/{reading}", "-m", "x", "--keep-data", "--no-test").refused()
+    finally:
+        os.close(reading)
+    assert f"/dev/fd/{reading}: the data to be kept is not what was read" in said
+    assert "save it in a file first" in said
+    assert digest_of(store) == before
+
+
 def test_learn_waits_for_no_other_writer(run: Run, store: Path, facts: Path) -> None:
     with MemoryStore.open(store).lock():
         assert f"process {os.getpid()} is writing to this store" in run("learn", store, facts, "-m", "x").refused()
