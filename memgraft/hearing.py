@@ -8,11 +8,30 @@ Shape suffixes: B sequences, T tokens, M cues kept a token.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+
+class HeardLayer(DynamicLayer):
+    """The cache layer of what was heard: the numbers of cues, each plus 1, so that a layer that was zeroed has heard nothing.
+
+    An offloading cache fetches the layer behind the one that it updates, and the first one behind its last. It takes this one, which
+    never lies elsewhere, for its last: what it fetches in its place is the first one.
+    """
+
+    def __init__(self, own: Sequence[Any] = (), only_non_sliding: bool = False) -> None:
+        """With the cache's own layers, and whether it leaves sliding ones where they are."""
+        super().__init__()
+        movable = (layer for layer in own if isinstance(layer, CacheLayerMixin))
+        self._first = next((layer for layer in movable if not (only_non_sliding and getattr(layer, "is_sliding", False))), None)
+
+    def prefetch(self) -> None:
+        if self._first is not None:
+            self._first.prefetch()
 
 
 def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor) -> Tensor:
@@ -22,10 +41,10 @@ def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor) -> Tensor:
     while len(cache.layers) < depth and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())  # as the cache does itself when a layer is first used
     if len(cache.layers) == depth:
-        cache.layers.append(DynamicLayer())
-    states = heard_BTM[:, None].float()  # (B, 1, T, M), as keys are
+        cache.layers.append(HeardLayer(cache.layers, getattr(cache, "only_non_sliding", False)))
+    states = heard_BTM[:, None].float() + 1  # (B, 1, T, M), as keys are
     kept, _ = cache.layers[depth].update(states, states[..., :0])  # type: ignore[union-attr]
-    return kept[:, 0].long()
+    return kept[:, 0].long() - 1
 
 
 def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import CacheLayerMixin
 
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
 from memgraft.cues import ENOUGH, KEPT, REACH, Cues, Scopes
 from memgraft.grafted import GraftedModel, Scoped, State
 from memgraft.grafting import graft
+from memgraft.hearing import heard_so_far
 from memgraft.memory import Tables
 from memgraft.models import load_model
 from memgraft.reads import Recorder, recording
@@ -315,6 +318,36 @@ def test_what_was_heard_follows_its_sequence(written: GraftedModel) -> None:
     assert torch.allclose(straight, crossed.flip(0), atol=1e-4)
     twice = logits_of(written, both[:, width:].flip(0).repeat_interleave(2, 0), past_key_values=repeated, use_cache=True)
     assert torch.allclose(twice, crossed.repeat_interleave(2, 0), atol=1e-4)
+
+
+@pytest.mark.parametrize("sliding", [False, True])
+def test_an_offloading_cache_fetches_its_first_layer_after_its_last_one(sliding: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On the CPU there is nowhere to offload to: the cache is asked what it asks itself before it updates its last layer.
+    name = {"name": "gemma3_text", "depth": 4} if sliding else {"depth": 4}
+    model = tiny_graft(tiny_model(**name))
+    open_after(model, Cues.empty(model.config.query_dim))
+    cache = DynamicCache(config=model.base.config)
+    cache.only_non_sliding, cache.prefetch_stream = True, nullcontext()
+    fetched = []
+    monkeypatch.setattr(CacheLayerMixin, "prefetch", lambda layer: fetched.append(cache.layers.index(layer)))
+    logits_of(model, torch.arange(1, 9)[None], past_key_values=cache, use_cache=True)
+    assert len(cache.layers) == 5
+    cache.prefetch(4, True)
+    assert fetched == [1 if sliding else 0]
+
+
+def test_a_cache_that_was_reset_or_zeroed_has_heard_nothing(written: GraftedModel) -> None:
+    ids = ids_of(written)
+    open_after(written, cue_at(written, TEXT, 9))
+    cache = DynamicCache(config=written.base.config)
+    logits_of(written, ids, past_key_values=cache, use_cache=True)
+    assert heard_so_far(cache, len(written.blocks), torch.zeros(1, 1, KEPT, dtype=torch.int64)).amax(-1).tolist()[0][8:11] == [-1, 0, -1]
+    for tensor in (cache.layers[-1].keys, cache.layers[-1].values):
+        tensor.zero_()
+    later = torch.full((1, 1, KEPT), -1)
+    assert int(heard_so_far(cache, len(written.blocks), later).max()) == -1
+    cache.reset()
+    assert torch.equal(heard_so_far(cache, len(written.blocks), later), later)
 
 
 def test_generating_reads_the_memory_as_a_single_pass_does(written: GraftedModel) -> None:
