@@ -112,9 +112,10 @@ class Moments:
             self._index[slot] = len(self._index)
         zeros = gradient.new_zeros(len(fresh), gradient.shape[1])
         steps = gradient.new_zeros(len(fresh), 1, dtype=torch.float64)  # in fp32, 1 - β₂ would lose four digits
-        self._first = zeros if self._first is None else torch.cat([self._first, zeros])
-        self._second = zeros.clone() if self._second is None else torch.cat([self._second, zeros])
-        self._steps = steps if self._steps is None else torch.cat([self._steps, steps])
+        device = gradient.device  # those of a checkpoint come from the CPU
+        self._first = zeros if self._first is None else torch.cat([self._first.to(device), zeros])
+        self._second = zeros.clone() if self._second is None else torch.cat([self._second.to(device), zeros])
+        self._steps = steps if self._steps is None else torch.cat([self._steps.to(device), steps])
         at = torch.tensor([self._index[slot] for slot in slots.tolist()], dtype=torch.int64)
         self._steps[at] += 1
         self._first[at] = adam.beta_1 * self._first[at] + (1 - adam.beta_1) * gradient

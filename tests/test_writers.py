@@ -109,6 +109,17 @@ def test_adam_keeps_state_only_for_rows_that_were_ever_chosen() -> None:
     assert len(moments._first) == 7
 
 
+def test_moments_of_a_checkpoint_follow_the_gradient_to_its_device() -> None:
+    moments = Moments()
+    moments.step(CHOSEN, random_gradient(len(CHOSEN), 0), Adam())
+    gone_on = Moments.from_tensors(moments.tensors())
+    elsewhere = random_gradient(3, 1).to("meta")  # a device without numbers, which every machine has
+    assert gone_on.step(CHANGING[1], elsewhere, Adam()).device.type == "meta"
+    assert {name: tensor.device.type for name, tensor in gone_on.tensors().items()} == {
+        "slots": "cpu", "first": "meta", "second": "meta", "steps": "meta"
+    }  # fmt: skip
+
+
 def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, covariance: Tensor, context: Tensor | None = None) -> Tensor:
     """−η (Wᵀ W + γ W_cᵀ W_c + λ′ (I + μ C))⁻¹ Wᵀ G, where the gradient of what is minimised is zero, in fp64, the rows of G cut."""
     weights, gradient = matrix.double(), gradient.double()
