@@ -204,7 +204,7 @@ def learn(
             before = measure(probe, model.base, model.tokenizer)
     if gate:
         gate.measure_before(model)
-    state_before = model.state()
+    state_before, history_before = model.state(), model.history.copy()
     try:
         superseded = {batch.supersedes for batch in batches if batch.supersedes is not None}
         if superseded:
@@ -232,13 +232,14 @@ def learn(
             record["gate"] = gate.check(model)
         commit = Commit(lesson.changes, message, unmeasured.recipe, examples.sha256, record, keep, cues)
         model.history.learn(commit)
+        model.recall()
     except BaseException as error:
+        model.history = history_before
         model.assign(state_before)
         if keeper and isinstance(error, TeachingError):  # it would end in the same way again
             with suppress(StoreError):  # a checkpoint that can't be removed is not what the lesson failed of
                 keeper.remove()
         raise
-    model.recall()
     return commit
 
 

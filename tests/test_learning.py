@@ -422,6 +422,26 @@ class TestNothingChanges:
         assert model.rows() == rows
         assert model.history.active() == active
 
+    @pytest.mark.parametrize("late", [False, True], ids=["while lessons are added up", "right after"])
+    def test_on_ctrl_c_at_the_very_end(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+        model = grafted()
+        learn(model, data_file(tmp_path), message="first", recipe=RECIPE, test=False)
+        rows, state, active = model.rows(), model.state(), model.history.active()
+
+        def recall(self: GraftedModel) -> None:
+            if late:
+                self.assign(self.remembered(self.history))
+            raise KeyboardInterrupt
+
+        other = data_file(tmp_path, [{"question": "Where is box 7?", "answers": ["here"]}], "later.jsonl")
+        with monkeypatch.context() as patch:
+            patch.setattr(GraftedModel, "recall", recall)
+            with pytest.raises(KeyboardInterrupt):
+                learn(model, other, message="second", recipe=RECIPE, test=False)
+        assert (model.rows(), model.state(), model.history.active()) == (rows, state, active)
+        model.recall()
+        assert model.rows() == rows
+
     def test_on_ctrl_c_while_the_questions_are_asked(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         model, calls = grafted(), list[int]()
 
