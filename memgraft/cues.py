@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memgraft.precision import in_own_precision
+
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
 KEPT = 128  # cues, of all lessons, that one token can be at the same time: some 40 lessons may be about one name
@@ -111,7 +113,8 @@ class Cues:
         return torch.cat(found).view(*queries_BTP.shape[:-1], KEPT)
 
     def _heard(self, queries_NP: Tensor) -> Tensor:
-        above = (queries_NP @ self.keys.T).sub_(self.least)  # (N, C)
+        with in_own_precision(queries_NP):
+            above = (queries_NP @ self.keys.T).sub_(self.least)  # (N, C)
         most = int((above > 0).sum(-1).max()) if above.numel() else 0
         nearest = above.topk(min(KEPT, most), dim=-1)
         found = nearest.indices.masked_fill(nearest.values <= 0, -1)
@@ -141,8 +144,9 @@ class Cues:
         return self._opened_by(other) or other._opened_by(self)
 
     def _opened_by(self, other: Cues) -> bool:
-        if not bool((other.keys @ self.keys.T > self.least).any()):
-            return False
+        with in_own_precision(self.keys):
+            if not bool((other.keys @ self.keys.T > self.least).any()):
+                return False
         lively = other.facts[other.least < NEVER].unique().tolist()
         return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in lively)
 

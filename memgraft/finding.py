@@ -17,6 +17,7 @@ from torch import Tensor
 from memgraft.covariance import common_questions
 from memgraft.cues import Cues
 from memgraft.grafting import background_states
+from memgraft.precision import in_own_precision
 
 if TYPE_CHECKING:
     from memgraft.encoding import TokenBatch
@@ -114,9 +115,10 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
     queries = _queries_of(model, [ids for ids, _ in wordings])
     own = [of_wording[asking] for of_wording, (_, asking) in zip(queries, wordings, strict=True)]
     candidates = torch.cat(own)  # (N, P)
-    nearest = torch.stack([(candidates @ of_wording.T).amax(1) for of_wording in own], 1)  # (N, W)
+    with in_own_precision(candidates):
+        nearest = torch.stack([(candidates @ of_wording.T).amax(1) for of_wording in own], 1)  # (N, W)
+        elsewhere = (candidates @ world.T).amax(1)
     recurring = nearest.sort(1).values[:, len(own) // MISSES]
-    elsewhere = (candidates @ world.T).amax(1)
     margin = recurring - elsewhere
     best = int(margin.argmax())
     # In the wording of the best one, all that stand out comparably: together they are what the fact is about.

@@ -5,7 +5,7 @@ Sources: product keys, Lample et al. 2019 (arXiv 1907.05242); the layer and its 
 
 Shape suffixes: T tokens (any leading shape, flattened), D hidden size, H heads, K top-k, Q half of key_dim, n sub-keys of a
 codebook, C candidate pairs, R written rows, V value width. Slot id = i₁·n + i₂. Addresses and reads are fp32 whatever
-the base model's dtype.
+the base model's dtype, also under `torch.autocast`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from memgraft.commits import Rows
 from memgraft.config import MemoryConfig
+from memgraft.precision import in_own_precision
 
 
 class Address(NamedTuple):
@@ -194,13 +195,16 @@ class MemoryLayer(nn.Module):
 
     def queries(self, x_TD: Tensor) -> Tensor:
         """Half queries (T, H, 2, Q), of unit length under `qk_norm`."""
-        flat = (x_TD.float() - self.query_mean) @ self.query_projection
+        with in_own_precision(x_TD):
+            flat = (x_TD.float() - self.query_mean) @ self.query_projection
         halves = flat.view(len(x_TD), self.config.heads, 2, self.config.key_dim // 2)
         return F.normalize(halves, dim=-1) if self.config.qk_norm else halves
 
     def address(self, x_TD: Tensor) -> Address:
         """The slots that each token reads, with softmax weights (fp32)."""
-        scores_TH2n = torch.einsum("thaq,hanq->than", self.queries(x_TD), self.sub_keys)
+        queries = self.queries(x_TD)
+        with in_own_precision(x_TD):
+            scores_TH2n = torch.einsum("thaq,hanq->than", queries, self.sub_keys)
         scores, slots = product_key_top_k(scores_TH2n[:, :, 0], scores_TH2n[:, :, 1], self.config.top_k)
         weights = (scores * self.config.softmax_scale).softmax(-1) * self.config.heads**-0.5
         return Address(slots, weights)
@@ -222,5 +226,6 @@ class MemoryLayer(nn.Module):
             self.on_read(address, y_TV)
         out = y_TV * self.scale
         if self.config.gate == "swilu":
-            out = (out * F.silu(x_TD.float() @ self.gate_in)) @ self.gate_out
+            with in_own_precision(x_TD):
+                out = (out * F.silu(x_TD.float() @ self.gate_in)) @ self.gate_out
         return out.to(x.dtype).view_as(x)

@@ -136,6 +136,19 @@ def test_cues_are_heard_a_few_tokens_at_a_time(at_once: int, monkeypatch: pytest
     assert cues.heard(queries[:0]).shape == (0, 7, KEPT)
 
 
+def test_autocast_changes_nothing_that_is_heard(written: GraftedModel) -> None:
+    states = torch.randn(2, 30, written.config.hidden_size, generator=torch.Generator().manual_seed(0))
+    queries = written.cue_queries(states)
+    # Levels within what bf16 rounds away of the cosines of the tokens.
+    level = (queries[0, 0] @ queries[0].T) - 1e-4
+    cues = Cues(queries[0, :1].repeat(30, 1), level.abs().clamp_min(1e-3), torch.arange(30))
+    heard = cues.heard(queries)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(written.cue_queries(states), queries)
+        assert torch.equal(cues.heard(queries), heard)
+        assert cues.meets(cues)
+
+
 def test_many_lessons_about_one_subject_are_all_open() -> None:
     lesson = cues_of(2, 1)
     assert set(Scopes([lesson] * 10, 4).open(Scopes([lesson] * 10, 4).cues.heard(lesson.keys[None]))) == set(range(10))

@@ -156,6 +156,17 @@ def test_a_bf16_model_gets_bf16_back_from_an_fp32_read() -> None:
     assert torch.equal(out, memory(x.float()).bfloat16())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_changes_no_bit_of_addresses_and_reads(dtype: torch.dtype) -> None:
+    memory, x = layer(rows=random_rows(range(64), width=WIDTH), gate="swilu"), hidden_states().to(dtype)
+    queries, address, out = memory.queries(x), memory.address(x), memory(x)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert (x.float() @ memory.query_projection).dtype == torch.bfloat16
+        assert torch.equal(memory.queries(x), queries)
+        assert all(map(torch.equal, memory.address(x), address))
+        assert torch.equal(memory(x), out)
+
+
 @pytest.mark.parametrize("gate", ["none", "swilu"])
 @pytest.mark.parametrize("rows", [Rows.empty(WIDTH), Rows(torch.arange(64), torch.zeros(64, WIDTH))], ids=["no rows", "zero rows"])
 def test_without_written_rows_the_memory_adds_exact_zeros(rows: Rows, gate: str) -> None:
