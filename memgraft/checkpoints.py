@@ -10,6 +10,7 @@ import hashlib
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from memgraft.canonical import canonical_json, parse_json
 from memgraft.commits import Rows
+from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
 from memgraft.errors import StoreError
 from memgraft.fingerprint import BaseFingerprint
@@ -122,7 +124,7 @@ class Checkpoints:
             )
         differing = next((name for name, value in identity if value != getattr(about.identity, name)), None)
         if differing is not None:
-            raise StoreError(f"{self.path}: can't go on with the lesson {about.message[:60]!r}: {_WHAT[differing]}; --restart begins anew")
+            raise _another(self.path, about.message, _WHAT[differing])
         try:
             progress = Progress.from_tensors(tensors, model.config.tables, about.turn, about.place, about.first_loss)
         except (KeyError, ValueError, RuntimeError) as error:
@@ -180,9 +182,13 @@ class FileKeeper:
         """Seconds that the lesson took until it was stopped."""
         return self._found[1] if self._found else 0.0
 
-    def found(self) -> Progress | None:
-        """Where the lesson was stopped; None: it starts."""
-        return self._found[0] if self._found else None
+    def found(self, cues: Cues | None) -> Progress | None:
+        """Where the lesson, which has these cues, was stopped; None: it starts. StoreError where it had others."""
+        if self._found is None:
+            return None
+        if self._found[0].cues != cues:
+            raise _another(self._checkpoints.path, self._message, "it opens after other cues than when it was stopped")
+        return self._found[0]
 
     def keep(self, progress: Progress, rows: Callable[[], dict[str, Rows]]) -> None:
         """Writes the checkpoint when it is time for one."""
@@ -213,6 +219,10 @@ class FileKeeper:
         with self._checkpoints.store.lock(), files.nothing_changed(path):
             files.write_file(path, safetensors.torch.save(tensors, {"memgraft": text}))
             files.sync_folder(path.parent)
+
+
+def _another(path: Path, message: str, what: str) -> StoreError:
+    return StoreError(f"{path}: can't go on with the lesson {message[:60]!r}: {what}; --restart begins anew")
 
 
 def _checksum(about: dict[str, Any], tensors: dict[str, Tensor]) -> str:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from memgraft.commits import Rows
+from memgraft.cues import Cues
 from memgraft.writers import Moments
 
 
@@ -29,12 +30,13 @@ class Progress:
     turn: int = 0  # the pass, counted from 0
     place: int = 0  # batches of this pass that are done
     first_loss: float | None = None  # of the first step, before anything was written
+    cues: Cues | None = None  # that open the lesson; None: every text reads it
 
     @classmethod
-    def start(cls, batches: int, tables: Sequence[str]) -> Progress:
+    def start(cls, batches: int, tables: Sequence[str], cues: Cues | None = None) -> Progress:
         """Before the first step."""
         none = torch.zeros(0, dtype=torch.int64)
-        return cls([], {name: [none] * batches for name in tables}, {name: Moments() for name in tables})
+        return cls([], {name: [none] * batches for name in tables}, {name: Moments() for name in tables}, cues=cues)
 
     def begin(self, turn: int, generator: torch.Generator, batches: int) -> list[int]:
         """The batches of a pass that are still to be taught, in their order."""
@@ -70,6 +72,8 @@ class Progress:
             tensors[f"written.{name}.counts"] = torch.tensor([len(part) for part in parts])
         for name, moments in self.moments.items():
             tensors |= {f"moments.{name}.{key}": tensor for key, tensor in moments.tensors().items()}
+        if self.cues is not None:
+            tensors |= {f"cues.{key}": tensor for key, tensor in self.cues.tensors().items()}
         return tensors
 
     @classmethod
@@ -89,14 +93,15 @@ class Progress:
             turn=turn,
             place=place,
             first_loss=first_loss,
+            cues=Cues(*(tensors[f"cues.{field.name}"] for field in fields(Cues))) if "cues.keys" in tensors else None,
         )
 
 
 class Keeper(Protocol):
     """Saves the progress of a lesson now and then, and finds what was saved."""
 
-    def found(self) -> Progress | None:
-        """Where the lesson was stopped; None: it starts."""
+    def found(self, cues: Cues | None) -> Progress | None:
+        """Where the lesson, which has these cues, was stopped; None: it starts. StoreError where it had others."""
 
     def keep(self, progress: Progress, rows: Callable[[], dict[str, Rows]]) -> None:
         """Called after each step; `rows()` gives the rows as they are."""

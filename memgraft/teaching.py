@@ -299,7 +299,8 @@ def _teach(
     spares = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
     reads = background_reads(model) if spares and scope is None else {}
     prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
-    progress = (keeper and keeper.found()) or Progress.start(len(batches), model.config.tables)
+    cues = None if scope is None else model.scope(scope).cues
+    progress = (keeper and keeper.found(cues)) or Progress.start(len(batches), model.config.tables, cues)
     if progress.rows is not None:
         tables.assign(progress.rows)
     settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import torch
 
 from memgraft.canonical import canonical_json
 from memgraft.checkpoints import NAME, Checkpoints, _checksum
+from memgraft.encoding import TokenBatch
 from memgraft.errors import GateError, StoreError, TeachingError
+from memgraft.finding import Found, find_cues
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
@@ -155,6 +159,21 @@ class TestWhatIsFound:
                 teach(stopped, facts, recipe(), resume=True)
         finally:
             stopped.base.load_state_dict(before)
+
+    def test_is_refused_for_other_cues(self, stopped: GraftedModel, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def strict(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | None:
+            found = find_cues(model, batches)
+            assert found is not None
+            return found._replace(cues=replace(found.cues, least=found.cues.least * 1.01))
+
+        with monkeypatch.context() as patch:
+            patch.setattr("memgraft.teaching.find_cues", strict)
+            with pytest.raises(StoreError, match="it opens after other cues than when it was stopped; --restart begins anew"):
+                teach(stopped, facts, recipe(), resume=True)
+            patch.setattr("memgraft.teaching.find_cues", lambda *_: None)
+            with pytest.raises(StoreError, match="it opens after other cues"):
+                teach(stopped, facts, recipe(), resume=True)
+        assert teach(stopped, facts, recipe(), resume=True)[1] == 5
 
     def test_is_refused_once_the_store_has_other_lessons(self, stopped: GraftedModel, facts: Path, tmp_path: Path) -> None:
         other = tmp_path / "other.jsonl"
