@@ -197,7 +197,7 @@ def _open(store: Path) -> MemoryStore:
 
 def _check_message(message: str) -> None:
     """Says at once what saving would say after the lesson."""
-    from memgraft.store.lessons import MESSAGE_LIMIT
+    from memgraft.store.manifest import MESSAGE_LIMIT
 
     if not message.strip():
         raise DataError("the message is empty; say with -m what the lesson is about")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from memgraft.canonical import canonical_json
 from memgraft.config import MemoryConfig
 from memgraft.errors import StoreError
-from memgraft.store.manifest import check_version, parse
+from memgraft.store.manifest import MESSAGE_LIMIT, check_version, parse
 from memgraft.store.record import check_record
 
 # Torch is imported where it is used: `memgraft log` reads the history without it.
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from memgraft.commits import Commit, Rows
     from memgraft.cues import Cues
 
-MESSAGE_LIMIT = 4_000  # characters; the history repeats every message
 CUES = "cues"  # how names of tensors start that are no table's
 _HEADER_KEYS = {"format_version", "message", "recipe", "data_sha256"}
 

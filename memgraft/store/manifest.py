@@ -28,6 +28,7 @@ DATA = "data"
 CHECKPOINT = ".checkpoint.safetensors"  # of a lesson that was stopped; no part of the store
 FIXED = (CONFIG, MEMORY, USAGE, BACKGROUND)
 MANIFEST_LIMIT = 256 << 20  # bytes, some 400,000 lessons
+MESSAGE_LIMIT = 4_000  # characters; the history repeats every message
 
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 DataName = Annotated[str, Field(pattern=r"^[0-9a-f]{64}\.(jsonl|txt)$")]
@@ -46,7 +47,7 @@ class HistoryEntry(Config):
     op: Literal["learn", "revert", "gc"]
     commit: Sha256 = Field(description="id of the lesson")
     when: str = Field(description="ISO 8601 time, for people; nothing depends on it")
-    message: str = Field(default="", description="the lesson's message")
+    message: str = Field(default="", max_length=MESSAGE_LIMIT, description="the lesson's message")
     rows: int = Field(default=0, ge=0, description="rows that the lesson changed, over all tables")
     data: DataName | None = Field(default=None, description="the file in `data` that was taught, where the store keeps it")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from memgraft.errors import StoreError
 from memgraft.store import lessons
 from memgraft.store.draft import Draft
-from memgraft.store.manifest import DATA, HistoryEntry, Manifest, changes_name
+from memgraft.store.manifest import DATA, MANIFEST, HistoryEntry, Manifest, changes_name
 from memgraft.superseding import closed_facts
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def take_over(draft: Draft, here: MemoryStore, other: MemoryStore) -> MergeRepor
     here_before, there, then = set(active), set(foreign), set(merged)
     learned = tuple(id for id in merged if id not in here_before)
     reverted = tuple(id for id in active if id not in then)
-    for id in dict.fromkeys(entry.commit for entry in draft.change.entries if entry.op == "learn"):
-        if changes_name(id) in theirs.files:
-            other.commit(id)
+    _check_entries(draft.change.entries, ours, other)
     only_here = [id for id in active if id in then and id not in there]
     gone_there = [id for id in foreign if id not in then]
     messages = {entry.commit: entry.message for entry in (*ours.history, *theirs.history)}
@@ -98,6 +96,21 @@ def take_over(draft: Draft, here: MemoryStore, other: MemoryStore) -> MergeRepor
         *shared(here, only_here, here, reverted),
     )
     return MergeReport(learned, reverted, conflicts)
+
+
+def _check_entries(taken: Sequence[HistoryEntry], ours: Manifest, other: MemoryStore) -> None:
+    """StoreError where a lesson that comes can't be read as a whole, or an entry that is taken does not repeat its message and rows."""
+    own = {entry.commit: (entry.message, entry.rows) for entry in ours.history}
+    for id in dict.fromkeys(entry.commit for entry in taken if entry.op == "learn"):
+        if changes_name(id) in other.manifest.files:
+            commit = other.commit(id)
+            own[id] = commit.message, commit.rows
+    for entry in taken:
+        if (entry.message, entry.rows) != own.get(entry.commit, (entry.message, entry.rows)):  # what was removed there is not known
+            raise StoreError(
+                f"{other.path / MANIFEST}: the history's message or rows of {entry.commit[:12]} are not the lesson's own; "
+                f"nothing was merged: restore the file from a copy of the store"
+            )
 
 
 def _check_tags(ours: Manifest, expected: Collection[str], where: str) -> None:

@@ -104,6 +104,7 @@ ANOTHER = "e" * 64
         (lambda m: m["history"][0].update(commit=ANOTHER[:-1] + "\n"), "history.0.commit"),
         (lambda m: m["history"][0].update(rows=-1), "history.0.rows"),
         (lambda m: m["history"][0].update(rows="3"), "history.0.rows"),
+        (lambda m: m["history"][0].update(message="m" * 4001), "history.0.message: String should have at most 4000 characters"),
         (lambda m: m["history"].append(m["history"][0]), "history entry 1: learn of"),
         (lambda m: m["history"].insert(0, {**m["history"][0], "op": "revert"}), "history entry 0: revert of"),
         (lambda m: m["history"].clear(), "lists a file that no lesson has"),

@@ -210,6 +210,26 @@ def test_a_lesson_that_was_taken_back_there_is_checked_as_well(two: tuple[Memory
     assert len(ours.history()) == 1
 
 
+@pytest.mark.parametrize("false", [{"message": "harmless"}, {"rows": 0}], ids=str)
+@pytest.mark.parametrize("known", [False, True], ids=["a lesson that comes", "a lesson that is taken back"])
+def test_a_history_that_does_not_repeat_its_lessons_is_not_merged(
+    two: tuple[MemoryStore, MemoryStore], lesson: Lesson, false: dict[str, object], known: bool
+) -> None:
+    ours, theirs = two
+    if known:
+        theirs.revert(ours.active()[0])
+    else:
+        theirs.append(lesson("new", {"0": {8: 1.0}}))
+    path = theirs.path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["history"][-1].update(false)
+    path.write_text(json.dumps(manifest))
+    before = ours.history()
+    with pytest.raises(StoreError, match=f"{path}: the history's message or rows of {theirs.history()[-1].commit[:12]} are not the lesson's"):
+        ours.merge(MemoryStore.open(theirs.path))
+    assert MemoryStore.open(ours.path).history() == before
+
+
 def test_kept_data_that_is_not_what_its_name_says_is_not_merged(two: tuple[MemoryStore, MemoryStore], lesson: Lesson) -> None:
     ours, theirs = two
     content, false = b'{"text": "taught"}\n', b'{"text": "forged"}\n'
