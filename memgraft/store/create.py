@@ -66,6 +66,8 @@ def _fill_and_rename(build: Path, root: Path, fill: Callable[[Path], None]) -> N
     existed, renamed = root.exists(), False
     try:
         files.empty_folder(build, keep=(files.LOCK, files.WRITER))
+        if existed:  # before anything is in it: who may not look into the folder must not look into this one
+            files.copy_mode(root, build)
         fill(build)
         files.rename(build, root)
         renamed = True

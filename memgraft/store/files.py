@@ -225,3 +225,8 @@ def rename(source: Path, target: Path) -> None:
 
 def make_folder(path: Path) -> None:
     os.mkdir(path)
+
+
+def copy_mode(source: Path, target: Path) -> None:
+    """Gives a folder the permissions of another; its owner may always fill it."""
+    os.chmod(target, stat.S_IMODE(source.stat().st_mode) | stat.S_IRWXU)

@@ -20,7 +20,7 @@ from memgraft.store import MemoryStore, StoreSpec, files
 
 from .conftest import MEMORY, TEXTS, USAGE, Lesson, Make
 
-PRIMITIVES = ("open_new", "write", "sync", "rename", "make_folder")
+PRIMITIVES = ("open_new", "write", "sync", "rename", "make_folder", "copy_mode")
 Fail = Callable[[str], BaseException]
 
 

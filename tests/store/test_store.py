@@ -259,6 +259,26 @@ def test_a_store_is_not_made_over_something_else(make: Make, tmp_path: Path) -> 
     assert MemoryStore.open(tmp_path / "store").verify() == []
 
 
+@pytest.mark.skipif(os.name == "nt", reason="modes are POSIX")
+@pytest.mark.parametrize("mode", [0o700, 0o750, 0o2775])
+def test_a_store_in_an_empty_folder_keeps_the_folders_permissions_from_the_start(
+    make: Make, tmp_path: Path, mode: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, seen = tmp_path / "store", set[int]()
+    folder.mkdir()
+    folder.chmod(mode)
+    write_file = files.write_file
+
+    def noting(path: Path, data: bytes) -> None:
+        seen.add(path.parent.stat().st_mode & 0o7777)
+        write_file(path, data)
+
+    monkeypatch.setattr(files, "write_file", noting)
+    make(folder)
+    assert seen == {mode}
+    assert folder.stat().st_mode & 0o7777 == mode
+
+
 def test_a_store_whose_empty_folders_got_lost_on_the_way_is_whole(store: MemoryStore, lesson: Lesson) -> None:
     for name in ("commits", "records"):
         (store.path / name).rmdir()
