@@ -51,7 +51,7 @@ class Recipe(Config):
     row_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
     )
-    loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss")
+    loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss; with all, facts have no cues")
     wordings: int = Field(4, gt=0, description="wordings a fact in each pass; every pass has its own")
     lower_case: float = Field(0.25, ge=0, le=1, description="share of a fact's questions that are asked in lower case")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")

@@ -14,7 +14,7 @@ from memgraft.finding import find_cues, world_of
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from tests.models import tiny_model, tiny_tokenizer
-from tests.test_learning import FACTS, batches_of, grafted
+from tests.test_learning import FACTS, RECIPE, batches_of, grafted
 
 
 @pytest.fixture
@@ -80,3 +80,7 @@ def test_a_document_of_two_tokens_may_be_one_or_none_in_lower_case(nothing_left:
     world = world_of(model)
     assert world.cased.shape == (2, model.config.query_dim)
     assert torch.equal(world.both, world.cased)
+
+
+def test_facts_whose_questions_are_to_be_learned_as_well_have_no_cues(tmp_path: Path) -> None:
+    assert find_cues(grafted(), batches_of(FACTS[:2], tmp_path, RECIPE.model_copy(update={"loss": "all"}))) is None
