@@ -25,7 +25,7 @@ class HeardLayer(DynamicLayer):
 
     def __init__(self, own: Sequence[Any] = (), only_non_sliding: bool = False) -> None:
         """With the cache's own layers, and whether it leaves sliding ones where they are."""
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         movable = (layer for layer in own if isinstance(layer, CacheLayerMixin))
         self._first = next((layer for layer in movable if not (only_non_sliding and getattr(layer, "is_sliding", False))), None)
 

@@ -71,7 +71,9 @@ def learn(
     ] = None,
     loss: Annotated[
         Literal["answer", "all"] | None,
-        typer.Option(help="Tokens that carry the loss; with all, facts have no cues, and every text reads the lesson.", show_default="answer"),
+        typer.Option(
+            help="Tokens that carry the loss; with all, facts have no cues, and every text reads the lesson.", show_default="answer"
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of order and wordings.", show_default="0")] = None,
     recipe: Annotated[
