@@ -44,6 +44,7 @@ def graft(
     background_tokens: int = DEFAULT_BACKGROUND_TOKENS,
     seed: int = 0,
     dtype: Dtype = "auto",
+    device: str = "cpu",
     trust_remote_code: bool = False,
     on_progress: Progress | None = None,
     **memory: Any,
@@ -58,6 +59,7 @@ def graft(
             texts themselves. By default the model writes it.
         background_tokens: how much of it to use; a tenth is kept out of the usage, to measure drift on.
         seed: of background, calibration and random directions.
+        device: where a model that is loaded here runs: cpu, cuda, cuda:1, mps. A loaded one stays where it is.
         on_progress: called with (stage, done, total).
         memory: further fields of `MemoryConfig`, such as `top_k` or `heads`.
 
@@ -66,7 +68,7 @@ def graft(
         DataError: a background that can't be read.
     """
     if isinstance(source, str | Path):
-        loaded = load_model(source, dtype=dtype, trust_remote_code=trust_remote_code)
+        loaded = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.source
     else:
         if tokenizer is None:

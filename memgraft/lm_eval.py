@@ -31,12 +31,12 @@ def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
 
 @register_model("memgraft")
 class StoredModel(HFLM):  # type: ignore[misc]  # the harness has no type information
-    """A memory store as a model of the harness: `--model memgraft --model_args store=STORE[,base=MODEL]`."""
+    """A memory store as a model of the harness: `--model memgraft --model_args store=STORE[,base=MODEL]`, on the harness's `--device`."""
 
-    def __init__(self, store: str, base: str | None = None, **settings: Any) -> None:
+    def __init__(self, store: str, base: str | None = None, device: str | None = None, **settings: Any) -> None:
         from memgraft.persistence import load
 
-        self.grafted = load(store, model=base)
+        self.grafted = load(store, model=base, device=device or "cpu")
         settings = {**settings, "device": str(self.grafted.device)}
         super().__init__(pretrained=self.grafted.base, tokenizer=self.grafted.tokenizer, **settings)
 

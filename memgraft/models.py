@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from memgraft.errors import GraftError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["auto", "bfloat16", "float32"]
@@ -35,18 +36,23 @@ class LoadedModel:
     source: str
 
 
-def load_model(source: str | os.PathLike[str], *, dtype: Dtype = "auto", trust_remote_code: bool = False) -> LoadedModel:
-    """Load a causal language model on the CPU.
+def load_model(
+    source: str | os.PathLike[str], *, dtype: Dtype = "auto", device: str = "cpu", trust_remote_code: bool = False
+) -> LoadedModel:
+    """Load a causal language model.
 
     Args:
         source: a local folder, a `.gguf` file, or else a Hub id. An existing path wins over a Hub id of the same name.
         dtype: of the weights. "auto" is the one that the source is stored in; for a GGUF file, whose weights are unpacked, bfloat16.
+        device: where it runs: cpu, cuda, cuda:1, mps.
         trust_remote_code: run Python code that comes with the model. Never for GGUF files, which carry none.
 
     Raises:
-        GraftError: one line naming the source, what is wrong with it and the way out.
+        GraftError: one line naming the source or the device, what is wrong with it and the way out.
     """
-    name = os.fspath(source)
+    import torch
+
+    name, target = os.fspath(source), usable_device(device)
     if dtype not in ("auto", "bfloat16", "float32"):
         raise GraftError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
     path = Path(name).expanduser()
@@ -64,7 +70,26 @@ def load_model(source: str | os.PathLike[str], *, dtype: Dtype = "auto", trust_r
         model, tokenizer = load_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
     _complete_generation_config(model, tokenizer)
     model.config.name_or_path = name
+    with one_line_errors(f"{name} on {target}"):  # no room there, for instance
+        torch.nn.Module.to(model, target)  # transformers wraps .to() in a decorator that loses its type
     return LoadedModel(model.eval().requires_grad_(False), tokenizer, name)
+
+
+def usable_device(name: str) -> torch.device:
+    """A device of that name that this torch can use. Raises GraftError."""
+    import torch
+
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise GraftError(f"no device is called {name!r}: expected cpu, cuda, cuda:1, … or mps") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise GraftError(f"device {name}: torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices; use cpu")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise GraftError(f"device {name}: torch {torch.__version__} can't use it here; use cpu")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise GraftError(f"device {name}: expected cpu, cuda, cuda:1, … or mps")
+    return device
 
 
 def demo_model_path() -> Path:

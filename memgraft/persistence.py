@@ -55,18 +55,22 @@ def _background_facts(background: Background) -> dict[str, Any]:
     return {"kind": background.kind, "seed": background.seed, "tokens": background.tokens, "document_tokens": background.document_tokens}
 
 
-def load(path: str | Path, *, model: str | None = None, dtype: Dtype | None = None, trust_remote_code: bool = False) -> GraftedModel:
+def load(
+    path: str | Path, *, model: str | None = None, dtype: Dtype | None = None, device: str = "cpu", trust_remote_code: bool = False
+) -> GraftedModel:
     """Load the base model that a store was made for and attach the store's memory, with all its active lessons.
 
     Args:
         model: where the base model is now, if not where it was when the store was made.
         dtype: of the base model; as when the store was made by default.
+        device: where the model runs: cpu, cuda, cuda:1, mps.
 
     Raises:
         StoreError: no store, a damaged one, or one made for another base model or tokenizer. GraftError: the base can't be loaded.
     """
     store = MemoryStore.open(path)
-    loaded = load_model(model or store.spec.model, dtype=dtype or _dtype(store.spec.dtype), trust_remote_code=trust_remote_code)
+    chosen = dtype or _dtype(store.spec.dtype)
+    loaded = load_model(model or store.spec.model, dtype=chosen, device=device, trust_remote_code=trust_remote_code)
     for what, problem in (
         ("base model", store.spec.base.mismatch(BaseFingerprint.of(loaded.model))),
         ("tokenizer", store.spec.tokenizer.mismatch(TokenizerFingerprint.of(loaded.tokenizer))),

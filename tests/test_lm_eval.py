@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import load_model
 from memgraft.probes import choose
@@ -81,3 +82,5 @@ def test_a_store_is_a_model_of_the_harness(tmp_path: Path, tasks: Any) -> None:
 
     made = get_model("memgraft")(store=str(tmp_path / "store"))
     assert len(likelihoods(made, tasks)) == len(ROWS)
+    with pytest.raises(GraftError, match="sees "):
+        get_model("memgraft")(store=str(tmp_path / "store"), device="cuda:99")

@@ -258,3 +258,21 @@ def test_a_disk_that_fills_up_while_caching_leaves_nothing_behind(
     path.write_bytes(b"GGUF")
     assert load_model(path).model is unpacked.model
     assert [name for _, folders, _ in os.walk(tmp_path / "cache") for name in folders if "transformers" in name] == []
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        ("gpu", "no device is called 'gpu': expected cpu, cuda, cuda:1, … or mps"),
+        ("cuda:99", "sees "),
+        ("meta", "device meta: expected cpu, cuda, cuda:1, … or mps"),
+    ],
+)
+def test_a_device_that_can_not_be_used_is_named_before_anything_is_loaded(device: str, expected: str, tmp_path: Path) -> None:
+    assert expected in refusal(tmp_path / "nowhere", device=device)
+
+
+def test_a_model_runs_where_it_is_asked_to(tiny_folder: Path) -> None:
+    assert load_model(tiny_folder, device="cpu").model.device == torch.device("cpu")
+    if torch.cuda.is_available():
+        assert load_model(tiny_folder, device="cuda").model.device.type == "cuda"

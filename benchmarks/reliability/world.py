@@ -20,7 +20,7 @@ from memgraft.store.merge import missing_entries
 
 MEMORY = MemoryConfig(layers=(1, 3), hidden_size=64, slots=4096, top_k=4, heads=1, key_dim=4)
 OPERATIONS = ("learn", "revert", "merge", "gc")
-PRIMITIVES = ("open_new", "write", "sync", "rename", "make_folder")
+PRIMITIVES = ("open_new", "write", "sync", "rename", "make_folder", "copy_mode")
 MOST_ENTRIES = 40  # of a history, before a new store is begun: every check reads all of it
 _SPEC = StoreSpec(
     memgraft_version="0.1.0",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memgraft.cli.console import plain, print_json, say
-from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -28,6 +28,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 64,
     model: BaseModel = None,
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def ask(
         raise DataError("the question is empty")
     with Stages() as stages:
         stages.stage("loading the base model")
-        grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+        grafted = load_grafted(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         from memgraft.probes import generate_answers
 
         frame = "chat" if chat else "few-shot" if few_shot else "raw" if raw else default_frame(grafted.tokenizer)

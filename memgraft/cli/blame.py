@@ -9,7 +9,7 @@ import typer
 
 from memgraft.cli.ask import WHOLE_ANSWER, default_frame, prompt_of
 from memgraft.cli.console import first_line, plain, print_json, print_table, say, short
-from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -22,6 +22,7 @@ def blame(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Length of the answer.")] = 32,
     model: BaseModel = None,
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -33,7 +34,7 @@ def blame(
         raise DataError("the question is empty")
     with Stages() as stages:
         stages.stage("loading the base model")
-        grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+        grafted = load_grafted(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         from memgraft.blame import blame as trace
         from memgraft.probes import generate_answers
 

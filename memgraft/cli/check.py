@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memgraft.cli.console import print_json, print_table, say
-from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -37,6 +37,7 @@ def check(
     ] = None,
     model: BaseModel = None,
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -51,7 +52,7 @@ def check(
     changes = []
     with Stages() as stages:
         stages.stage("loading the base model")
-        grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+        grafted = load_grafted(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         for number, given in enumerate(probes):
             ready = given or background_probe(grafted, str(store))
             stages.stage(f"probe {number + 1} of {len(probes)}: {ready.name}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memgraft.cli.console import print_json, print_table, say
-from memgraft.cli.options import Dtype, Json, TrustRemoteCode
+from memgraft.cli.options import Device, Dtype, Json, TrustRemoteCode
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError, MemgraftError
 
@@ -46,6 +46,7 @@ def compare(
     seed: Annotated[int, typer.Option(help="Of wordings, order and new weights.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where runs and reports go.")] = Path("out/compare"),
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -74,7 +75,7 @@ def compare(
     source = model or str(demo_model_path())
     with Stages() as stages:
         stages.stage("loading the model")
-        loaded = load_model(source, dtype=dtype or "auto", trust_remote_code=trust_remote_code)
+        loaded = load_model(source, dtype=dtype or "auto", device=device, trust_remote_code=trust_remote_code)
         workshop = Workshop(loaded.model, loaded.tokenizer, background_tokens=background_tokens, cache=output / "cache")
 
         def on_run(what: str) -> None:
@@ -90,6 +91,7 @@ def compare(
             identity={
                 "model": source,
                 "dtype": str(loaded.model.dtype).removeprefix("torch."),
+                "device": loaded.model.device.type,
                 "data": examples.sha256,
                 "background_tokens": background_tokens,
             },
@@ -107,7 +109,7 @@ def compare(
         runs=comparison.runs,
         skipped=comparison.skipped,
         remarks=_remarks(facts, controls),
-        repeat=[_command(data, model, probe, control, minutes, method, background_tokens, seed, output, dtype, trust_remote_code)],
+        repeat=[_command(data, model, probe, control, minutes, method, background_tokens, seed, output, dtype, device, trust_remote_code)],
         environment=f"{Path(source).name}, {environment['cpu']}, torch {environment['packages']['torch']}",
     )
     path = render_comparison(page, output)
@@ -174,12 +176,13 @@ def _command(
     seed: int,
     output: Path,
     dtype: str | None,
+    device: str,
     trust_remote_code: bool,
 ) -> str:
     import shlex
 
     given: list[tuple[str, Any]] = [("--model", model), ("--control", control), *(("--probe", each) for each in probe or ())]
-    given += [*(("--method", each) for each in method or ()), ("--dtype", dtype)]
+    given += [*(("--method", each) for each in method or ()), ("--dtype", dtype), ("--device", device if device != "cpu" else None)]
     words = [word for option, value in given if value is not None for word in (option, str(value))]
     numbers = ["--minutes", f"{minutes:g}", "--background-tokens", str(background_tokens), "--seed", str(seed)]
     words += ["--output", str(output), *(["--trust-remote-code"] if trust_remote_code else [])]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memgraft.cli.console import print_json, say
-from memgraft.cli.options import DtypeName, Json, TrustRemoteCode, parse_count, parse_layers
+from memgraft.cli.options import Device, DtypeName, Json, TrustRemoteCode, parse_count, parse_layers
 from memgraft.cli.progress import Stages
 from memgraft.errors import StoreError
 
@@ -44,6 +44,7 @@ def graft(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the background and the calibration.")] = 0,
     dtype: Annotated[DtypeName, typer.Option(help="Of the base model's weights; auto: as they are stored.")] = "auto",
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -75,6 +76,7 @@ def graft(
             background=background,
             seed=seed,
             dtype=dtype,
+            device=device,
             trust_remote_code=trust_remote_code,
             on_progress=progress,
             **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]

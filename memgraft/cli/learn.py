@@ -10,7 +10,7 @@ import typer
 
 from memgraft.cli.check import FORGOT, background_probe, read_probes
 from memgraft.cli.console import print_json, short
-from memgraft.cli.options import BaseModel, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_limit, writing
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_limit, writing
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.cli.recipes import build_recipe
 from memgraft.cli.running import told
@@ -110,6 +110,7 @@ def learn(
     ] = None,
     model: BaseModel = None,
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -147,7 +148,7 @@ def learn(
     try:
         with Stages() as stages:
             stages.stage("loading the base model")
-            grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+            grafted = load_grafted(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             with writing(grafted, store) as own:
                 facts = all(isinstance(example, Fact) for example in examples.examples)
                 stages.stage("asking what is known already" if facts and not no_test else "preparing")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from memgraft.cli.console import first_line, print_json, say, short
-from memgraft.cli.options import BaseModel, Dtype, Json, RetaughtData, Store, TrustRemoteCode, load_grafted, writing
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, RetaughtData, Store, TrustRemoteCode, load_grafted, writing
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -24,6 +24,7 @@ def merge(
     data: RetaughtData = [],  # noqa: B006 (typer copies it)
     model: BaseModel = None,
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def merge(
     if overlap == "re-teach":
         with Stages() as stages:
             stages.stage("loading the base model")
-            grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+            grafted = load_grafted(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             from memgraft.reteaching import merge as merge_teaching
 
             with writing(grafted, store):

@@ -31,6 +31,7 @@ BaseModel = Annotated[
     str | None, typer.Option("--model", metavar="MODEL", help="Where the base model is now, if not where it was.", show_default=False)
 ]
 Dtype = Annotated[DtypeName | None, typer.Option("--dtype", help="Of the base model's weights.", show_default="as when the store was made")]
+Device = Annotated[str, typer.Option("--device", metavar="DEVICE", help="Where the model runs: cpu, cuda, cuda:1, mps.")]
 TrustRemoteCode = Annotated[bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the base model.")]
 
 
@@ -80,11 +81,11 @@ def settings_of(what: str, kind: type[MemgraftError]) -> Iterator[None]:
         raise kind(f"{what}: {first_refusal(error)}") from error
 
 
-def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, trust_remote_code: bool) -> GraftedModel:
+def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, device: str, trust_remote_code: bool) -> GraftedModel:
     """The grafted model of a store, ready to run."""
     from memgraft.persistence import load
 
-    return load(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+    return load(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import typer
 
 from memgraft.cli.console import first_line, print_json, say, short
 from memgraft.cli.lessons import overlap_json, overlap_lines
-from memgraft.cli.options import BaseModel, Dtype, Json, Lesson, RetaughtData, Store, TrustRemoteCode, load_grafted, writing
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, Lesson, RetaughtData, Store, TrustRemoteCode, load_grafted, writing
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -23,6 +23,7 @@ def revert(
     data: RetaughtData = [],  # noqa: B006 (typer copies it)
     model: BaseModel = None,
     dtype: Dtype = None,
+    device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
 ) -> None:
@@ -41,7 +42,7 @@ def revert(
         id = opened.resolve(lesson)
         with Stages() as stages:
             stages.stage("loading the base model")
-            grafted = load_grafted(store, model=model, dtype=dtype, trust_remote_code=trust_remote_code)
+            grafted = load_grafted(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
             from memgraft.reteaching import revert as revert_teaching
 
             with writing(grafted, store):
