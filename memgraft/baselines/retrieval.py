@@ -1,7 +1,7 @@
 """Retrieval into the context: what is taught stays text, and BM25 (Robertson and Zaragoza 2009) finds it again for each question.
 
 What text in the context can do, at the price of a search and a longer prompt for every question, taught or not. How much a model makes
-of it depends on the form: a small one copies the answer of a solved example more often than it reads a statement.
+of it depends on the model and on the form in which a fact is shown.
 """
 
 from __future__ import annotations
