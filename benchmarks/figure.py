@@ -2,7 +2,7 @@
 
     python -m benchmarks.figure results/pareto/summary.json docs/pareto.svg
 
-The test split where it has runs, else the tuning split. A method's front is joined by a line, and its winner by
+The test split where all methods have runs there, else the tuning split. A method's front is joined by a line, and its winner by
 docs/protocol.md is large. What forgot far more than any front is not shown.
 """
 
@@ -27,9 +27,10 @@ OWN = "#1f6f8b"
 def draw(summary: Path, target: Path) -> None:
     """Write the figure as SVG; equal summaries give equal bytes."""
     found = json.loads(summary.read_text(encoding="utf-8"))
-    part = found.get("test") or found["tuning"]
+    tested = methods_of(found.get("test", {"settings": []})) >= methods_of(found["tuning"])
+    part = found["test"] if tested else found["tuning"]
     settings = [setting for setting in part["settings"] if setting["method"] != BASE]
-    best = {setting["method"]: setting for setting in winners(settings, tuned="test" in found)}
+    best = {setting["method"]: setting for setting in winners(settings, tuned=tested)}
     rivals = [method for method in best if method != MEMORY]
     colors = {MEMORY: OWN, **{method: COLORS[number % len(COLORS)] for number, method in enumerate(rivals)}}
     with rc_context({"svg.hashsalt": "memgraft", "svg.fonttype": "none", "font.size": 10}):
@@ -52,6 +53,11 @@ def draw(summary: Path, target: Path) -> None:
         axes.grid(color="#e2e2e2", linewidth=0.8)
         axes.legend(loc="lower right", frameon=False, fontsize=9)
         figure.savefig(target, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def methods_of(part: Mapping[str, Any]) -> set[str]:
+    """Names of the methods that have runs."""
+    return {setting["method"] for setting in part["settings"]}
 
 
 def _point(setting: Mapping[str, Any]) -> tuple[float, float]:
