@@ -63,11 +63,11 @@ class Bench:
         row = self.study.rows[number]
         return QuestionRow(question=row["question"], answers=tuple(row["answers"]))
 
-    def stored(self, name: str, facts: int, seed: int) -> GraftedModel:
-        """The memory of a store of that name for these settings, empty at first. One store at a time: they share the model."""
+    def stored(self, name: str, rows: Sequence[int], seed: int) -> GraftedModel:
+        """The memory of a store of that name for these rows of the data set, empty at first. One store at a time: they share the model."""
         grafted = self.study.workshop.grafted(memory())
         recipe, background = Recipe(seed=seed).model_dump(mode="json"), self.study.sizes.background_tokens
-        settings = run_id({**self.study.identity, "facts": facts, "recipe": recipe, "background_tokens": background})
+        settings = run_id({**self.study.identity, "rows": list(rows), "recipe": recipe, "background_tokens": background})
         path = self.folder / f"{name}-{settings}"
         grafted.history = History(MemoryStore.open(path) if path.exists() else None)
         grafted.recall()

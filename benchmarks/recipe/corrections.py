@@ -23,7 +23,7 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
     The new answer is that of another subject of the same relation, drawn by the seed.
     """
     material = bench.study.materials.of(Choice("test", facts, seed))
-    grafted = bench.stored("taught", facts, seed)
+    grafted = bench.stored("taught", material.selection.taught, seed)
     bench.learn(grafted, material.lesson.facts, "taught", seed)
     taught = list(material.selection.taught[:changed])
     known = known_rows(bench, set(material.selection.taught), changed)

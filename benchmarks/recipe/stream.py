@@ -27,7 +27,7 @@ PARTS = (0.1, 0.25, 0.5, 1.0)  # of the stream, after which the probes are measu
 def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     """Teach so many facts that the base answers wrongly, of the test split and then of the tuning split; then ask all of them again."""
     chosen = stream_rows(bench, facts, seed)
-    grafted = bench.stored("stream", facts, seed)
+    grafted = bench.stored("stream", chosen, seed)
     assert grafted.history.store is not None
     path = grafted.history.store.path.with_suffix(".jsonl")
     visits = read_runs(path)
