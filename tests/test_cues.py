@@ -22,6 +22,7 @@ from memgraft.grafting import graft
 from memgraft.hearing import heard_so_far
 from memgraft.memory import Tables
 from memgraft.models import load_model
+from memgraft.probes.prefix import compute_prefix
 from memgraft.reads import Recorder, recording
 from tests.models import ARCHITECTURES, fill, random_tokens, tiny_graft, tiny_model
 
@@ -254,6 +255,21 @@ def test_from_the_cue_on_the_memory_is_read_as_if_it_were_always_open(written: G
     assert torch.equal(some[:, :position], base[:, :position])
     assert not torch.allclose(some[:, position:], base[:, position:])
     assert written.opened[0][0].tolist() == [index >= position for index in range(ids.shape[1])]
+
+
+def test_prompts_share_what_they_start_with_and_where_it_opened_the_memory_all_are_open(written: GraftedModel) -> None:
+    rows = [[*ids_of(written)[0].tolist(), last] for last in (5, 9)]
+    with written.without_memory():
+        base = logits_of(written, torch.tensor(rows))[:, -1]
+    for position, opens in ((9, True), (None, False)):
+        cues = Cues.empty(written.config.query_dim) if position is None else cue_at(written, TEXT, position)
+        open_after(written, cues)
+        with torch.no_grad():
+            prefix = compute_prefix(written.base, rows)
+        assert prefix is not None, "every prompt was computed from its first token on"
+        after = logits_of(written, torch.tensor(rows)[:, len(prefix) :], past_key_values=prefix.expanded(2), use_cache=True)[:, -1]
+        assert torch.allclose(after, logits_of(written, torch.tensor(rows))[:, -1], atol=1e-4)
+        assert torch.allclose(after, base, atol=1e-4) != opens
 
 
 @pytest.mark.parametrize("position", [1, 9, 30])

@@ -16,6 +16,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
+from memgraft.hearing import HeardLayer
 from memgraft.probes.language_model import TokenRows, accepts
 
 SHORTEST = 8  # tokens; below it, copying the cache costs as much as it saves
@@ -71,4 +72,4 @@ def compute_prefix(model: PreTrainedModel, rows: Sequence[Sequence[int]], longes
 
 
 def _keeps_everything(cache: DynamicCache) -> bool:
-    return type(cache) is DynamicCache and all(type(layer) is DynamicLayer for layer in cache.layers)
+    return type(cache) is DynamicCache and all(type(layer) in (DynamicLayer, HeardLayer) for layer in cache.layers)
