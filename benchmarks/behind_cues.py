@@ -83,7 +83,8 @@ def behind(run: Run, base: Run, opens: Mapping[str, Sequence[bool]]) -> dict[str
 def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
     """For each split, the summary of the memory's runs and of all rivals behind its cues."""
     parts: dict[str, Any] = {}
-    splits: tuple[Split, ...] = ("test", "tuning")
+    splits: tuple[Split, ...] = ("tuning", "test")
+    chosen = None  # the memory's settings at which rivals are compared with it, on the tuning split as on the test split
     for split in splits:
         combined: list[Run] = []
         share: dict[str, dict[str, float]] = {}
@@ -98,7 +99,8 @@ def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
                     continue
                 combined.append(run if family(method) == MEMORY else behind(run, base, opens))
         if combined:
-            parts[split] = {"opened": share, **summarise(combined)}
+            parts[split] = {"opened": share, **summarise(combined, chosen)}
+            chosen = parts[split]["at_equal_learning"].get("memory") if split == "tuning" else chosen
     return parts
 
 

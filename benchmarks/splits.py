@@ -16,7 +16,7 @@ from memgraft.probes import QuestionRow
 
 Split = Literal["tuning", "test"]
 
-# Rows of the test split that `benchmarks.first` taught: a step size of the memory's was chosen by it, so no test teaches them.
+# Rows of the test split that `benchmarks.first` taught: a step size of the memory's was chosen by it. No choice of test facts has them.
 SEEN = frozenset(
     {57, 111, 268, 340, 514, 858, 963, 1034, 1085, 1137, 1166, 1253}
     | {1312, 1358, 1427, 1569, 1606, 1723, 1839, 1873, 1940, 2008, 2136, 2251, 2315}

@@ -122,16 +122,16 @@ def compare(
 
 def _check_extras(methods: Iterable[AnyMethod]) -> None:
     """MemgraftError, with the way to install it, for a library that will be needed hours later."""
-    from memgraft.baselines import Retrieval
+    from memgraft.baselines import OSF, LoRA, Retrieval, SHiRA
     from memgraft.baselines.adapters import import_peft
     from memgraft.baselines.retrieval import import_bm25s
     from memgraft.report import check_extra
 
     check_extra()
-    for name in {method.method for method in methods}:
-        if name == Retrieval().method:
+    for method in methods:
+        if isinstance(method, Retrieval):
             import_bm25s()
-        elif name in ("lora", "osf", "shira"):
+        elif isinstance(method, LoRA | OSF | SHiRA):
             import_peft()
 
 
