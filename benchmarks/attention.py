@@ -39,7 +39,7 @@ def main() -> None:
     loaded = load_model(str(demo_model_path()))
     model = graft(loaded.model, loaded.tokenizer, background=["The ship left the harbour.", "A lamp stood by the chair."])
     batch = random_batch()
-    prefix = FrozenPrefix(model, 2**30)
+    prefix = FrozenPrefix(model, model.config.layers[0], 2**30)
 
     def memory_step() -> None:
         read_gradients(model, batch, 0, Recipe(), prefix)

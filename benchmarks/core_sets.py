@@ -55,11 +55,11 @@ class TokenReads:
 
 def reads_of(grafted: GraftedModel, ids: Tensor) -> TokenReads:
     """The reads of one sequence (T,) in the first memory layer."""
-    recorder = Recorder(len(grafted.memories))
+    recorder = Recorder()
     row = ids[None].to(grafted.device)
     with evaluating(grafted.base), recording(grafted, recorder, torch.ones_like(row, dtype=torch.bool)):
         grafted.base(input_ids=row, use_cache=False)
-    address = recorder.reads[0][0].address
+    address = recorder.reads[grafted.config.tables[0]][0].address
     tokens = [str(grafted.tokenizer.decode([token])) for token in ids.tolist()]
     return TokenReads(tokens, address.slots.cpu(), address.weights.cpu())
 

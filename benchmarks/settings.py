@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, SHiRA
-from memgraft.comparison.grid import grid, memory, papers
+from memgraft.comparison.grid import after_cues, grid, memory, papers
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.writers import SGD as SparseSGD
 from memgraft.writers import Adam as SparseAdam
@@ -56,8 +56,8 @@ def stream() -> dict[str, list[AnyMethod]]:
 def rows() -> dict[str, list[AnyMethod]]:
     """How many rows a lesson keeps, and over how many passes it settles on them. On the tuning split: it is there to choose by."""
     return {
-        "rows": [memory(rows=count) for count in (84, 40, 150, 300, 600, None)],
-        "settling": [memory(settling=count) for count in (2, 8)],
+        "rows": [after_cues(rows=count) for count in (84, 40, 150, 300, 600, None)],
+        "settling": [after_cues(settling=count) for count in (2, 8)],
     }
 
 

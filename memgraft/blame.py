@@ -22,7 +22,7 @@ class Share:
     commit: str
     message: str
     slots: int  # of the lesson that the prompt and the answer read, over all tables
-    weight: float  # of all that prompt and answer read, the share that falls on them; 0 to 1
+    weight: float  # of all that prompt and answer read, the share that falls on them; 0 to 1. Of facts with anchors: of all tokens
     nats: float  # log-probability of the answer with the lesson minus without it, over all its tokens
     largest: float  # the largest change of a logit at the answer's tokens, in absolute value
 
@@ -55,10 +55,10 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
     check_context(model.base, [len(head) + len(tail)], "prompt with its answer")
     ids = torch.tensor([[*head, *tail]], device=model.device)
     state = model.state()
-    recorder = Recorder(len(model.memories))
+    recorder = Recorder()
     with recording(model, recorder, torch.ones_like(ids, dtype=torch.bool)):
         logits = _answer_logits(model, ids, len(tail))
-    opened = dict(model.opened)
+    opened, answered = dict(model.opened), dict(model.answered)
     with model.without_memory():
         base = _answer_logits(model, ids, len(tail))
     target = ids[0, -len(tail) :]
@@ -70,7 +70,10 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
             if lesson.cues is not None:
                 number += 1
                 tokens = opened[number][0] if number in opened else ~tokens
-            slots, weight = _reads(model, recorder, lesson, tokens)
+            if lesson.cues is not None and lesson.cues.anchors is not None:
+                slots, weight = _answers(answered.get(number))
+            else:
+                slots, weight = _reads(model, recorder, lesson, tokens)
             if slots:
                 model.assign(model.remembered(model.history.without(lesson.id)))
                 others = _answer_logits(model, ids, len(tail))
@@ -91,6 +94,11 @@ def _answer_logits(model: GraftedModel, ids: Tensor, answer: int) -> Tensor:
 
 def _log_probability(logits: Tensor, target: Tensor) -> float:
     return -float(F.cross_entropy(logits, target, reduction="sum"))
+
+
+def _answers(at: Tensor | None) -> tuple[int, float]:
+    """How many anchors of a lesson the tokens (1, T) were at, -1 for none, and the share of the tokens that were at one."""
+    return (0, 0.0) if at is None else (len(at[at >= 0].unique()), float((at >= 0).float().mean()))
 
 
 def _reads(model: GraftedModel, recorder: Recorder, lesson: Commit, tokens: Tensor) -> tuple[int, float]:

@@ -126,11 +126,12 @@ class Checkpoints:
         if differing is not None:
             raise _another(self.path, about.message, _WHAT[differing])
         try:
-            progress = Progress.from_tensors(tensors, model.config.tables, about.turn, about.place, about.first_loss)
+            progress = Progress.from_tensors(tensors, about.turn, about.place, about.first_loss)
         except (KeyError, ValueError, RuntimeError) as error:
             raise self._damaged(str(error)) from error
+        anchors = None if progress.cues is None else progress.cues.anchors
         for rows in (progress.rows or {}).values():
-            problem = rows.problem(model.config.slots, model.config.hidden_size)
+            problem = rows.problem(model.config.slots if anchors is None else len(anchors), model.config.hidden_size)
             if problem:
                 raise self._damaged(problem)
         return progress, about.seconds

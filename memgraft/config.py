@@ -7,6 +7,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+ANSWERS = "answers"  # the value table of lessons whose facts have anchors: the row of anchor i is slot i
+
 
 class Config(BaseModel):
     """Base of all configurations: frozen, unknown keys refused."""
@@ -31,6 +33,11 @@ class MemoryConfig(Config):
 
     layers: tuple[int, ...] = Field(
         description="decoder blocks, counted from 0, in front of which a memory layer reads and adds to the residual stream"
+    )
+    answer_layer: int | None = Field(
+        None,
+        ge=0,
+        description="decoder block, behind those, in front of which facts are read at their anchors; none: facts are read like all else",
     )
     hidden_size: int = Field(gt=0, description="width of the residual stream")
     slots: int = Field(65_536, gt=0, description="slots per value table, a square number: two codebooks of √slots sub-keys")
@@ -60,6 +67,8 @@ class MemoryConfig(Config):
             raise ValueError(f"key_dim must be even (two halves), got {self.key_dim}")
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or min(self.layers) < 0:
             raise ValueError(f"layers must be increasing, distinct and not negative, got {list(self.layers)}")
+        if self.answer_layer is not None and self.answer_layer <= self.layers[-1]:
+            raise ValueError(f"answer_layer must lie behind the memory layers {list(self.layers)}, got {self.answer_layer}")
         return self
 
     @property

@@ -13,13 +13,14 @@ which something was heard.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from memgraft.anchors import Anchors, Opened
 from memgraft.precision import in_own_precision
 
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
@@ -29,13 +30,17 @@ AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
 NEVER = 2.0  # a cosine that no token reaches
 
 
+_ANCHORS = "anchors."  # how names of tensors start that are not the cues' own
+
+
 @dataclass(frozen=True, eq=False)
 class Cues:
-    """The cues of facts, fact by fact."""
+    """The cues of facts, fact by fact: where a lesson is read."""
 
     keys: Tensor  # (C, P) fp32 of unit length: the query of a token that is the cue
     least: Tensor  # (C,) fp32: cosine with its key above which a token is the cue
     facts: Tensor  # (C,) int64: of which fact; 0, …, 0, 1, …, 1, 2, …
+    anchors: Anchors | None = None  # at which tokens, once open; None: at all. Of n facts cue facts i and n + i are both fact i
 
     @classmethod
     def empty(cls, width: int) -> Cues:
@@ -43,7 +48,7 @@ class Cues:
 
     @classmethod
     def joined(cls, parts: Iterable[Cues], width: int) -> Cues:
-        """The cues of all parts, in order."""
+        """The cues of all parts, in order, without anchors."""
         parts = [cls.empty(width), *parts]
         numbers, count = [], 0
         for part in parts:
@@ -64,11 +69,30 @@ class Cues:
 
     def to(self, device: torch.device) -> Cues:
         """The same on a device."""
-        return Cues(*(getattr(self, field.name).to(device) for field in fields(self)))
+        return Cues(
+            self.keys.to(device), self.least.to(device), self.facts.to(device), None if self.anchors is None else self.anchors.to(device)
+        )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The fields by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """All numbers by name."""
+        return {
+            **self._own(),
+            **{_ANCHORS + name: tensor for name, tensor in (self.anchors.tensors() if self.anchors is not None else {}).items()},
+        }
+
+    def _own(self) -> dict[str, Tensor]:
+        return {"keys": self.keys, "least": self.least, "facts": self.facts}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Cues:
+        """The inverse of `tensors`. ValueError, which names one, where tensors are missing or unknown."""
+        anchors = {name.removeprefix(_ANCHORS): tensor for name, tensor in tensors.items() if name.startswith(_ANCHORS)}
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(_ANCHORS)}
+        odd = sorted(own.keys() ^ {"keys", "least", "facts"})
+        odd += sorted(_ANCHORS + name for name in anchors.keys() ^ {field.name for field in fields(Anchors)}) if anchors else []
+        if odd:
+            raise ValueError(odd[0])
+        return cls(**own, anchors=Anchors(**anchors) if anchors else None)
 
     @property
     def nbytes(self) -> int:
@@ -77,7 +101,8 @@ class Cues:
 
     def equal(self, other: Cues) -> bool:
         """The same numbers."""
-        return all(torch.equal(mine, other.tensors()[name]) for name, mine in self.tensors().items())
+        mine, theirs = self.tensors(), other.tensors()
+        return mine.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in mine.items())
 
     def __eq__(self, other: object) -> bool:
         return self.equal(other) if isinstance(other, Cues) else NotImplemented
@@ -88,7 +113,7 @@ class Cues:
         """Why these can't be cues for queries of that width; None when they can."""
         count = len(self.least)
         shapes = {"keys": (count, width), "least": (count,), "facts": (count,)}
-        for name, tensor in self.tensors().items():
+        for name, tensor in self._own().items():
             dtype = torch.int64 if name == "facts" else torch.float32
             if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
                 return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
@@ -101,6 +126,12 @@ class Cues:
         steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
         if count and (int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):
             return "facts must count up from 0 in steps of 1"
+        if self.anchors is not None:
+            problem = self.anchors.problem()
+            if problem:
+                return f"anchors: {problem}"
+            if self.fact_count not in (self.anchors.fact_count, 2 * self.anchors.fact_count):
+                return f"anchors: they are of {self.anchors.fact_count} facts, the cues of {self.fact_count}"
         return None
 
     def heard(self, queries_BTP: Tensor) -> Tensor:
@@ -140,7 +171,9 @@ class Cues:
         return facts, (heard >= enough - 1e-3).cumsum(1) > 0
 
     def meets(self, other: Cues) -> bool:
-        """Whether texts about a fact of one open the other, as far as the facts' own cues tell; closed facts don't count."""
+        """Whether a text about a fact of one may read the other, as far as their own cues and anchors tell; closed facts don't count."""
+        if self.anchors is not None and other.anchors is not None and not self.anchors.meets(other.anchors):
+            return False
         return self._opened_by(other) or other._opened_by(self)
 
     def _opened_by(self, other: Cues) -> bool:
@@ -153,7 +186,7 @@ class Cues:
     def without(self, facts: Iterable[int]) -> Cues:
         """The same, but nothing opens these facts any more."""
         closed = torch.isin(self.facts, torch.tensor(sorted(facts), dtype=torch.int64, device=self.facts.device))
-        return Cues(self.keys, self.least.masked_fill(closed, NEVER), self.facts)
+        return replace(self, least=self.least.masked_fill(closed, NEVER))
 
 
 class Scopes:
@@ -163,16 +196,21 @@ class Scopes:
         self.cues = Cues.joined(lessons, width)
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
+        self._first = counts.cumsum(0) - counts  # fact of each lesson
 
     def to(self, device: torch.device) -> Scopes:
         """The same on a device."""
         if self.cues.keys.device != device:
-            self.cues, self._lesson = self.cues.to(device), self._lesson.to(device)
+            self.cues, self._lesson, self._first = self.cues.to(device), self._lesson.to(device), self._first.to(device)
         return self
 
-    def open(self, heard_BTM: Tensor) -> dict[int, Tensor]:
-        """For each lesson that is open anywhere: from which tokens on, (B, T) bool."""
+    def open(self, heard_BTM: Tensor) -> dict[int, Opened]:
+        """For each lesson that is open anywhere: which of its facts, from which tokens on."""
         facts, open_BTF = self.cues.open_facts(heard_BTM)
         somewhere = open_BTF.any(1).any(0)
-        lessons, open_BTF = self._lesson[facts[somewhere]], open_BTF[..., somewhere]
-        return {lesson: open_BTF[..., lessons == lesson].any(-1) for lesson in lessons.unique().tolist()}
+        facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
+        lessons = self._lesson[facts]
+        return {
+            lesson: Opened(facts[lessons == lesson] - self._first[lesson], open_BTF[..., lessons == lesson])
+            for lesson in lessons.unique().tolist()
+        }

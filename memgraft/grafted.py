@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from memgraft.data import ExampleSet
     from memgraft.finding import World
 
+from memgraft.anchors import Opened
+from memgraft.answer_layer import AnswerLayer
 from memgraft.background import Background
 from memgraft.blocks import find_blocks, hidden_size, hidden_states_of, with_hidden_states
 from memgraft.commits import Commit, Rows, sum_rows
-from memgraft.config import MemoryConfig
+from memgraft.config import ANSWERS, MemoryConfig
 from memgraft.cues import Cues, Scopes
 from memgraft.errors import GraftError
 from memgraft.hearing import cache_among, heard_so_far
@@ -57,8 +59,8 @@ class GraftedModel(nn.Module):
     """A causal language model with memory layers in front of some of its blocks.
 
     `forward` and `generate` are the base model's. `tables` holds the rows that every text reads, `scoped` the lessons that are read
-    only where their own facts came up, `memories` a layer for each of `config.layers`, `usage` the background statistics of each
-    table.
+    only where their own facts came up, `memories` a layer for each of `config.layers`, `answers` the answer layer, `usage` the
+    background statistics of each table.
     """
 
     def __init__(self, base: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, config: MemoryConfig) -> None:
@@ -67,6 +69,8 @@ class GraftedModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.blocks = find_blocks(base)
+        if config.answer_layer is not None and config.answer_layer >= len(self.blocks):
+            raise GraftError(f"answer_layer: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}, got {config.answer_layer}")
         if config.layers[-1] >= len(self.blocks):
             raise GraftError(
                 f"layers: memory layer {config.layers[-1]} does not exist: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}"
@@ -82,7 +86,11 @@ class GraftedModel(nn.Module):
         self.world: World | None = None  # made when first needed, see `memgraft.finding`
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
-        self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens the last pass read it
+        self.answers = None if config.answer_layer is None else AnswerLayer(config.hidden_size)
+        self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens it was open in the last pass
+        self.answered: dict[int, Tensor] = {}  # number in `scoped` → (B, T) int64, which of its anchors they were at; -1: none
+        self._open_facts: dict[int, Opened] = {}  # number in `scoped` → what of it is open in this pass
+        self._given: dict[int, Opened] | None = None  # takes the place of listening in passes that start at the answer layer
         self._scopes = Scopes((), config.query_dim)
         self._remembered: dict[tuple[str, frozenset[int]], Scoped] = {}  # by lesson and the facts of it that are closed
         self._enabled = True
@@ -93,31 +101,67 @@ class GraftedModel(nn.Module):
         ]
         for layer, memory in zip(config.layers, self.memories, strict=True):
             memory.to(next(self.blocks[layer].parameters()).device)
+        if self.answers is not None:
+            assert config.answer_layer is not None
+            block = self.blocks[config.answer_layer]
+            self.answers.to(next(block.parameters()).device)
+            self._handles.append(block.register_forward_pre_hook(self._add_answers, with_kwargs=True))
 
     def _add_memory(
         self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        if not self._enabled:
+        if not self._enabled or self._given is not None:
             return None
         memory, hidden_states = self.layer(index), hidden_states_of(args, kwargs)
         if index == 0:  # what is open after a cue is open in all layers
-            self.opened = self._listen(hidden_states, cache_among(args, kwargs))
-        if not self.opened and not len(memory.table.slots) and memory.on_read is None:
+            self._open_facts = self._listen(hidden_states, cache_among(args, kwargs))
+            self.opened = {number: opened.tokens.any(-1) for number, opened in self._open_facts.items()}
+        here = {number: tokens for number, tokens in self.opened.items() if self.scope(number).cues.anchors is None}
+        if not here and not len(memory.table.slots) and memory.on_read is None:
             return None
         name = self.config.table_of(index)
-        read = [(self.scope(number).tables.table(name), tokens.to(hidden_states.device)) for number, tokens in self.opened.items()]
+        read = [(self.scope(number).tables.table(name), tokens.to(hidden_states.device)) for number, tokens in here.items()]
         return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states, read))
 
+    def _add_answers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        assert self.answers is not None
+        self.answered = {}
+        if not self._enabled:
+            return None
+        opened = self._open_facts if self._given is None else self._given
+        lessons = {n: (cues.anchors, opened[n]) for n in opened if (cues := self.scope(n).cues).anchors is not None}
+        hidden_states = hidden_states_of(args, kwargs)
+        with torch.no_grad():
+            self.answered = self.answers.find(hidden_states, lessons)
+        if not self.answered and self.answers.on_read is None:
+            return None
+        read = [(self.scope(number).tables.table(ANSWERS), at) for number, at in self.answered.items()]
+        return with_hidden_states(args, kwargs, hidden_states + self.answers(hidden_states, read))
+
     @torch.no_grad()
-    def _listen(self, hidden_states: Tensor, cache: Cache | None) -> dict[int, Tensor]:
-        """Of the lessons that have a scope, those that are open, and at which tokens (B, T)."""
+    def _listen(self, hidden_states: Tensor, cache: Cache | None) -> dict[int, Opened]:
+        """Of the lessons that have a scope, those that are open, and which facts at which tokens."""
         if not len(self.scoped):
             return {}
         scopes = self._scopes.to(hidden_states.device)
         heard = heard_so_far(cache, len(self.blocks), scopes.cues.heard(self.cue_queries(hidden_states)))
         tokens = hidden_states.shape[1]
-        opened = {number: open_BT[:, -tokens:] for number, open_BT in scopes.open(heard).items()}
-        return {number: open_BT for number, open_BT in opened.items() if bool(open_BT.any())}
+        opened = {number: Opened(facts, open_BTF[:, -tokens:]) for number, (facts, open_BTF) in scopes.open(heard).items()}
+        return {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
+
+    @property
+    def open_facts(self) -> dict[int, Opened]:
+        """Of the lessons that were open in the last pass, by number in `scoped`: which facts, at which tokens."""
+        return self._open_facts
+
+    @contextmanager
+    def given_open(self, opened: dict[int, Opened]) -> Iterator[None]:
+        """Within, passes take this for what is open: those that start at the answer layer can't hear it."""
+        self._given = opened
+        try:
+            yield
+        finally:
+            self._given = None
 
     def cue_queries(self, hidden_states: Tensor) -> Tensor:
         """(…, P) fp32 of unit length: what cues are compared with, of hidden states (…, D) that enter the first memory layer."""
@@ -147,7 +191,8 @@ class GraftedModel(nn.Module):
     def rows(self) -> dict[str, Rows]:
         """A copy of all written rows, by table; those that several lessons wrote are added."""
         parts = [self.tables.rows(), *(self.scope(number).tables.rows() for number in range(len(self.scoped)))]
-        return {name: sum_rows((part[name] for part in parts), self.config.hidden_size) for name in self.config.tables}
+        names = dict.fromkeys(name for part in parts for name in part)
+        return {name: sum_rows((part[name] for part in parts if name in part), self.config.hidden_size) for name in names}
 
     def assign_rows(self, rows: Mapping[str, Rows], cues: Cues | None = None) -> None:
         """Make these all that is written; tables that are not named become empty.
@@ -171,18 +216,36 @@ class GraftedModel(nn.Module):
         self._assign_scoped([*self.state().scoped, self._scoped({}, cues)])
         return len(self.scoped) - 1
 
+    def anchor(self, number: int, cues: Cues) -> None:
+        """Give a lesson that has no rows yet other cues: those with anchors, which can be found once it opens."""
+        scoped = list(self.state().scoped)
+        scoped[number] = self._scoped({}, cues)
+        self._assign_scoped(scoped)
+
     def _scoped(self, rows: Mapping[str, Rows], cues: Cues) -> Scoped:
-        tables = Tables(self.config.tables, self.config.hidden_size)
-        for name in self.config.tables:
-            tables.table(name).to(self.table(name).values.device)
+        tables = Tables(self.config.tables if cues.anchors is None else (ANSWERS,), self.config.hidden_size)
+        scoped = Scoped(tables, cues)
+        self._place(scoped)
         tables.assign(rows)
-        return Scoped(tables, cues)
+        return scoped
+
+    def _place(self, scoped: Scoped) -> None:
+        """Put a lesson where the layers are that read it."""
+        for name in scoped.tables:
+            if name == ANSWERS:
+                assert self.answers is not None
+                device = self.answers.scale.device
+            else:
+                device = self.table(name).values.device
+            scoped.tables.table(name).to(device)
+        anchors = scoped.cues.anchors
+        if anchors is not None and self.answers is not None and anchors.keys.device != self.answers.scale.device:
+            scoped.cues = replace(scoped.cues, anchors=anchors.to(self.answers.scale.device))
 
     def _assign_scoped(self, scoped: Iterable[Scoped]) -> None:
         self.scoped = nn.ModuleList(scoped)
         for number in range(len(self.scoped)):
-            for name in self.config.tables:
-                self.scope(number).tables.table(name).to(self.table(name).values.device)  # the model may have been moved since
+            self._place(self.scope(number))  # the model may have been moved since
         self._scopes = Scopes([self.scope(number).cues for number in range(len(self.scoped))], self.config.query_dim)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -261,17 +324,22 @@ class GraftedModel(nn.Module):
         return self.base
 
     def memory_tensors(self) -> dict[str, Tensor]:
-        """Everything of the memory layers but the values: projections, sub-keys, scales, gates."""
-        return {key: value.cpu() for key, value in self.memories.state_dict().items()}
+        """Everything of the memory layers and the answer layer but the values: projections, sub-keys, scales, gates."""
+        return {key: value.cpu() for key, value in self._layers_state().items()}
+
+    def _layers_state(self) -> dict[str, Tensor]:
+        answers = {} if self.answers is None else self.answers.state_dict()
+        return {**self.memories.state_dict(), **{f"{ANSWERS}.{name}": value for name, value in answers.items()}}
 
     def load_memory_tensors(self, tensors: dict[str, Tensor]) -> None:
         """The inverse of `memory_tensors`; every name and shape must match."""
-        expected = self.memories.state_dict()
+        expected = self._layers_state()
         if tensors.keys() != expected.keys():
             odd = sorted(tensors.keys() ^ expected.keys())
             raise GraftError(f"memory tensors do not fit the configuration: {', '.join(odd)} missing or unknown")
         for name, tensor in tensors.items():
             if tensor.shape != expected[name].shape:
                 raise GraftError(f"memory tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")
-        self.memories.load_state_dict(tensors)
+        for name, value in expected.items():
+            value.copy_(tensors[name])
         self.background_reads = self.world = None

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from memgraft.anchoring import fit_answers
 from memgraft.background import Background, read_background, write_background
 from memgraft.blocks import check_causal, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
@@ -34,6 +35,12 @@ def default_layers(depth: int) -> tuple[int, ...]:
     return (max(0, round(depth / 3)),) if depth > 1 else (0,)
 
 
+def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
+    """At three quarters of the depth, where what is asked for can be told, as block 22 of 30; None where no block is behind the memory."""
+    layer = round(depth * 0.73)
+    return layer if max(layers) < layer < depth else None
+
+
 def graft(
     source: str | Path | PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -54,7 +61,8 @@ def graft(
     Args:
         source: a Hub id, a local folder, a `.gguf` file, or a loaded model (then with its `tokenizer`).
         slots: of each value table, a square number. Raise `background_tokens` with it, or usage protects little.
-        layers: decoder blocks in front of which a memory layer sits; by default one at a third of the depth.
+        layers: decoder blocks in front of which a memory layer sits; by default one at a third of the depth. Facts are read in front of
+            a later one, the `answer_layer`, by default at three quarters of the depth; None: facts too are read by the memory layers.
         background: text that stands for what must be preserved: a `.txt` or `.jsonl` file, `hf:DATASET[:SPLIT[:FIELD]]`, or the
             texts themselves. By default the model writes it.
         background_tokens: how much of it to use; a tenth is kept out of the usage, to measure drift on.
@@ -77,6 +85,8 @@ def graft(
     blocks = find_blocks(model)
     check_causal(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
+    if "answer_layer" not in memory:
+        config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source
 
@@ -92,6 +102,8 @@ def graft(
         kind = background if isinstance(background, str) else "texts"
     grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=length)
     count_usage(grafted, seed=seed, on_progress=progress("usage"))
+    if grafted.answers is not None:
+        fit_answers(grafted, seed=seed)
     return grafted
 
 

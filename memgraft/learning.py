@@ -64,7 +64,7 @@ def prepare(
         # Without chat formats: a template's own words are none in lower case.
         parts = teach_wordings(fact, count=MOST_WORDINGS, seed=recipe.seed * 1000, contexts=contexts, chat=None)
         fitting = [low for low in map(Wording.lower, parts) if len(tokenizer(low.text, verbose=False).input_ids) <= max_length]
-        return tokens(fitting, fact.name) if fitting and recipe.scope == "cues" else None
+        return tokens(fitting, fact.name) if fitting and recipe.scope != "everywhere" else None
 
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
@@ -194,7 +194,7 @@ def learn(
             f"save it in a file first where it comes from a pipe, which can be read only once"
         )
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
-    if not again and recipe.scope == "cues":
+    if not again and recipe.scope != "everywhere":
         check_open(model, examples.examples, path=examples.path)
     keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
     probe = test_questions(examples.examples) if test else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -77,8 +77,11 @@ class Progress:
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor], tables: Sequence[str], turn: int, place: int, first_loss: float | None) -> Progress:
+    def from_tensors(cls, tensors: dict[str, Tensor], turn: int, place: int, first_loss: float | None) -> Progress:
         """The inverse of `tensors`. KeyError or ValueError for what it did not make."""
+
+        tables = [key.split(".")[1] for key in tensors if key.startswith("rows.") and key.endswith(".slots")]
+        cues = {key.removeprefix("cues."): tensor for key, tensor in tensors.items() if key.startswith("cues.")}
 
         def moments(name: str) -> Moments:
             prefix = f"moments.{name}."
@@ -93,7 +96,7 @@ class Progress:
             turn=turn,
             place=place,
             first_loss=first_loss,
-            cues=Cues(*(tensors[f"cues.{field.name}"] for field in fields(Cues))) if "cues.keys" in tensors else None,
+            cues=Cues.from_tensors(cues) if cues else None,
         )
 
 

@@ -8,20 +8,21 @@ Shape suffixes: T tokens that may be written, C tokens of context, H heads, K to
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from memgraft.config import ANSWERS
 from memgraft.grafted import GraftedModel
 from memgraft.memory import Address
 
 
 @dataclass
 class Read:
-    """One memory layer's read in one pass."""
+    """One layer's read in one pass."""
 
     address: Address  # (T, H, K) of the tokens that may be written
     context: Address  # (C, H, K) of those that only lead up to them
@@ -29,27 +30,24 @@ class Read:
 
 
 class Recorder:
-    """Collects the reads of passes, per memory layer."""
+    """Collects the reads of passes, per value table."""
 
-    def __init__(self, layers: int) -> None:
-        self.reads: list[list[Read]] = [[] for _ in range(layers)]
+    def __init__(self) -> None:
+        self.reads: dict[str, list[Read]] = {}
 
     def of_table(self, model: GraftedModel, table: str) -> tuple[Address, Tensor]:
         """All reads of one value table, tokens concatenated: address and gradient (T, V), zero where none arrived."""
-        reads = self._reads(model, table)
+        reads = self.reads[table]
         address = _concatenated([read.address for read in reads])
-        width = model.table(table).values.shape[1]
+        width = model.config.hidden_size
         gradients = [
             read.gradient if read.gradient is not None else address.weights.new_zeros(len(read.address.slots), width) for read in reads
         ]
         return address, torch.cat(gradients)
 
-    def context_of(self, model: GraftedModel, table: str) -> Address:
+    def context_of(self, table: str) -> Address:
         """What the context read of one value table, (C, H, K), tokens concatenated."""
-        return _concatenated([read.context for read in self._reads(model, table)])
-
-    def _reads(self, model: GraftedModel, table: str) -> list[Read]:
-        return [read for i, layer in enumerate(self.reads) if model.config.table_of(i) == table for read in layer]
+        return _concatenated([read.context for read in self.reads[table]])
 
 
 def _concatenated(addresses: Sequence[Address]) -> Address:
@@ -65,37 +63,56 @@ def recording(
     Args:
         mask: (B, T) bool, which tokens count: not padding, nor context that only leads up to what is taught.
         context: (B, T) bool, that context, of which only the addresses are kept; none by default.
-        scope: number of the lesson whose reads are wanted, and so only the tokens at which it is open; None: all tokens.
+        scope: number of the lesson whose reads are wanted, and so only the tokens that read it; None: all that memory layers read.
     """
     kept = mask.flatten()
     leading = torch.zeros_like(kept) if context is None else context.flatten()
-    recorded: set[int] = set()
+    recorded: dict[int, Read] = {}  # by layer, of which several may read one table
 
-    def opened(tokens: Tensor) -> Tensor:
+    def reading(tokens: Tensor) -> Tensor:
         if scope is None:
             return tokens
         open_BT = model.opened.get(scope)
         return torch.zeros_like(tokens) if open_BT is None else tokens & open_BT.flatten()
 
-    def listen(layer: int, address: Address, y_TV: Tensor) -> None:
+    def answering(tokens: Tensor) -> Tensor:
+        return tokens & (anchors() >= 0)
+
+    def anchors() -> Tensor:
+        assert scope is not None
+        at = model.answered.get(scope)
+        return torch.full_like(kept, -1, dtype=torch.int64) if at is None else at.flatten()
+
+    def listen(layer: int, table: str, address: Address, y_TV: Tensor, counts: Callable[[Tensor], Tensor]) -> None:
         if layer not in recorded:
-            recorded.add(layer)
             weights = address.weights.detach()
-            taught, before = (Address(address.slots[tokens], weights[tokens]) for tokens in (opened(kept), opened(leading)))
-            recorder.reads[layer].append(Read(taught, before))
+            taught, before = (Address(address.slots[tokens], weights[tokens]) for tokens in (counts(kept), counts(leading)))
+            recorded[layer] = Read(taught, before)
+            recorder.reads.setdefault(table, []).append(recorded[layer])
         if y_TV.requires_grad:
             # Under checkpointing the read runs twice; whichever of the two the backward pass goes through calls this.
-            read = recorder.reads[layer][-1]
+            read = recorded[layer]
 
             def keep(gradient: Tensor) -> None:
-                read.gradient = gradient[opened(kept)].float()
+                read.gradient = gradient.flatten(0, -2)[counts(kept)].float()
 
             y_TV.register_hook(keep)
 
-    for i in range(len(model.memories)):
-        model.layer(i).on_read = lambda address, y, i=i: listen(i, address, y)
+    def listen_to_answers(y_BTV: Tensor) -> None:
+        slots = anchors()[:, None, None]  # read in full, as if by one head of one slot
+        listen(-1, ANSWERS, Address(slots, torch.ones_like(slots, dtype=torch.float32)), y_BTV, answering)
+
+    if scope is not None and model.scope(scope).cues.anchors is not None:
+        assert model.answers is not None
+        model.answers.on_read = listen_to_answers
+    else:
+        for i in range(len(model.memories)):
+            table = model.config.table_of(i)
+            model.layer(i).on_read = lambda address, y, i=i, table=table: listen(i, table, address, y, reading)
     try:
         yield
     finally:
         for i in range(len(model.memories)):
             model.layer(i).on_read = None
+        if model.answers is not None:
+            model.answers.on_read = None

@@ -9,25 +9,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
+from memgraft.anchoring import find_anchors
+from memgraft.anchors import Opened
 from memgraft.attention import quick_attention
 from memgraft.blocks import can_start_at, hidden_states_before, starting_at
 from memgraft.commits import Rows, sum_rows
-from memgraft.config import Config
+from memgraft.config import ANSWERS, Config
 from memgraft.covariance import BackgroundReads, background_reads
 from memgraft.encoding import TokenBatch
 from memgraft.errors import TeachingError
 from memgraft.finding import Found, find_cues
 from memgraft.grafted import GraftedModel
-from memgraft.memory import Tables
+from memgraft.memory import Tables, ValueTable
 from memgraft.progress import Keeper, Progress
 from memgraft.ranking import Ranking, choose, score
 from memgraft.reads import Recorder, recording
@@ -56,8 +58,10 @@ class Recipe(Config):
     lower_case: float = Field(0.25, ge=0, le=1, description="share of a fact's questions that are asked in lower case")
     micro_batch_tokens: int = Field(8192, gt=0, description="padded tokens computed at once; more are accumulated")
     cache_bytes: int = Field(2**31, ge=0, description="memory for the frozen hidden states kept over passes")
-    scope: Literal["cues", "everywhere"] = Field(
-        "cues", description="where the lesson is read: after the cues of its facts, where each has some, or everywhere"
+    scope: Literal["answers", "cues", "everywhere"] = Field(
+        "answers",
+        description="where the lesson is read: after the cues of its facts, where each has some, and of what follows only where an answer "
+        "to them begins or goes on; all after their cues; or everywhere",
     )
     seed: int = Field(0, description="order of batches, wordings and the random ranking")
 
@@ -82,26 +86,65 @@ class Step:
     loss: float
 
 
+class Entered(NamedTuple):
+    """What enters the block at which a step starts."""
+
+    hidden_states: Tensor  # (B, T, D) in the base model's dtype
+    open: dict[int, Opened]  # number of a lesson → which of its facts are open, where the memory was read on the way
+
+
 class FrozenPrefix:
-    """Hidden states that enter the first memory layer, computed once per micro-batch and kept while they fit."""
+    """What no step changes, computed once per micro-batch and kept while it fits: all below the layer that is taught.
 
-    def __init__(self, model: GraftedModel, budget_bytes: int) -> None:
+    Below the answer layer that is the memory's own reads as well; below the first memory layer there are none.
+    """
+
+    def __init__(self, model: GraftedModel, layer: int, budget_bytes: int) -> None:
         self.model = model
+        self.layer = layer
         self.budget = budget_bytes
-        self.kept: dict[tuple[int, int], Tensor] = {}
+        self.kept: dict[tuple[int, int], Entered] = {}
 
-    def hidden_states(self, key: tuple[int, int], ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T, D) in the base model's dtype."""
+    def entered(self, key: tuple[int, int], ids: Tensor, mask: Tensor) -> Entered:
+        """What enters the layer, for one micro-batch."""
+        model = self.model
         if key in self.kept:
-            return self.kept[key].to(self.model.device)
-        layer = self.model.config.layers[0]
-        with self.model.without_memory():
-            hidden = hidden_states_before(self.model.base, self.model.blocks, layer, input_ids=ids, attention_mask=mask)
-        size = hidden.numel() * hidden.element_size()
+            entered = self.kept[key]
+            return Entered(entered.hidden_states.to(model.device), entered.open)
+        with nullcontext() if self.layer == model.config.answer_layer else model.without_memory():
+            hidden = hidden_states_before(model.base, model.blocks, self.layer, input_ids=ids, attention_mask=mask)
+        entered = Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
+        size = hidden.nbytes + sum(opened.tokens.nbytes for opened in entered.open.values())
         if size <= self.budget:
             self.budget -= size
-            self.kept[key] = hidden.cpu()
-        return hidden
+            self.kept[key] = Entered(hidden.cpu(), entered.open)
+        return entered
+
+    @contextmanager
+    def starting(self, entered: Entered) -> Iterator[None]:
+        """Within, a pass starts at the layer."""
+        with ExitStack() as stack:
+            stack.enter_context(starting_at(self.model.blocks, self.layer, entered.hidden_states))
+            if self.layer == self.model.config.answer_layer:
+                stack.enter_context(self.model.given_open(entered.open))
+            yield
+
+
+class Part(NamedTuple):
+    """Sequences of a batch that are computed together, without columns of padding alone."""
+
+    ids: Tensor  # (B, T) int64
+    mask: Tensor  # (B, T) bool
+    targets: Tensor  # (B, T) bool
+    writable: Tensor  # (B, T) bool
+
+
+def parts_of(batch: TokenBatch, limit: int, device: torch.device) -> Iterator[Part]:
+    """The micro-batches of a batch on a device, see `micro_batches`."""
+    writable = batch.attention_mask if batch.writable is None else batch.writable
+    for chosen in micro_batches(batch, limit):
+        width = int(batch.attention_mask[chosen].sum(-1).max())
+        yield Part(*(t[chosen, :width].to(device) for t in (batch.input_ids, batch.attention_mask, batch.targets, writable)))
 
 
 @contextmanager
@@ -160,20 +203,14 @@ def read_gradients(
     Args:
         scope: number of the lesson whose reads are recorded; None: those of the rows that every text reads.
     """
-    recorder = Recorder(len(model.memories))
+    recorder = Recorder()
     total = int(batch.targets.sum())
     loss_sum = 0.0
-    for number, part in enumerate(micro_batches(batch, recipe.micro_batch_tokens)):
-        ids, mask = batch.input_ids[part].to(model.device), batch.attention_mask[part].to(model.device)
-        targets = batch.targets[part].to(model.device)
-        writable = mask if batch.writable is None else batch.writable[part].to(model.device)
-        width = int(mask.sum(-1).max())
-        ids, mask, targets, writable = (tensor[:, :width] for tensor in (ids, mask, targets, writable))
+    for number, (ids, mask, targets, writable) in enumerate(parts_of(batch, recipe.micro_batch_tokens, model.device)):
         with ExitStack() as stack:
-            stack.enter_context(quick_attention(model.base, width))
+            stack.enter_context(quick_attention(model.base, ids.shape[1]))
             if prefix is not None:
-                hidden = prefix.hidden_states((key, number), ids, mask)
-                stack.enter_context(starting_at(model.blocks, model.config.layers[0], hidden))
+                stack.enter_context(prefix.starting(prefix.entered((key, number), ids, mask)))
             stack.enter_context(recording(model, recorder, writable, mask & ~writable, scope))
             logits = target_logits(model, targets, input_ids=ids, attention_mask=mask)
             loss = F.cross_entropy(logits.float(), ids[targets], reduction="sum") / total
@@ -198,11 +235,19 @@ def write(
     The rows are those of `tables`, or where there are none those that every text reads. Only the background reads the latter as well:
     its covariance is that of `reads`, or where there are none its diagonal, the load of each slot.
 
-    A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score.
+    A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score. Rows of
+    anchors are chosen all: nothing else reads them.
     """
     written = {}
-    for name in model.config.tables:
+    for name in tables or model.tables:
         address, gradient = recorder.of_table(model, name)
+        if name == ANSWERS:
+            assert tables is not None
+            chosen = address.slots[(gradient != 0).any(-1)].unique()
+            matrix = address_matrix(address, chosen)
+            change = row_changes(recipe.writer, matrix, gradient, chosen, torch.zeros(len(chosen)).to(gradient.device), moments[name])
+            written[name] = _change(tables.table(name), name, chosen, change).cpu()
+            continue
         slots, counts = count_accesses(address.slots.cpu())
         scores = score(recipe.ranking, slots, counts, usage[name], model.config.slots, seed)
         influential = (gradient != 0).any(-1)  # (T,)
@@ -215,16 +260,21 @@ def write(
             covariance = _raised(reads[name].covariance_of(chosen), covariance)
         on_device = chosen.to(gradient.device)
         matrix = address_matrix(address, on_device)
-        context = address_matrix(recorder.context_of(model, name), on_device)
+        context = address_matrix(recorder.context_of(name), on_device)
         change = row_changes(recipe.writer, matrix, gradient, chosen, covariance.to(gradient.device), moments[name], context)
-        table = (tables or model.tables).table(name)
-        rows = table.allocate(on_device)
-        values = table.values[rows] + change
-        if not bool(torch.isfinite(values).all()):
-            raise TeachingError(f"rows of table {name} would not be finite; nothing was written; try a lower learning rate")
-        table.values[rows] = values
+        _change((tables or model.tables).table(name), name, on_device, change)
         written[name] = chosen
     return written
+
+
+def _change(table: ValueTable, name: str, slots: Tensor, change: Tensor) -> Tensor:
+    """Adds a change to the rows of these slots, and returns the slots. TeachingError where they would not be finite."""
+    rows = table.allocate(slots)
+    values = table.values[rows] + change
+    if not bool(torch.isfinite(values).all()):
+        raise TeachingError(f"rows of table {name} would not be finite; nothing was written; try a lower learning rate")
+    table.values[rows] = values
+    return slots
 
 
 def _raised(covariance: Tensor, load: Tensor) -> Tensor:
@@ -266,7 +316,7 @@ def teach(
     before = model.state()
     try:
         with frozen(model), ExitStack() as stack:
-            cues = find_cues(model, batches) if recipe.scope == "cues" else None
+            cues = None if recipe.scope == "everywhere" else find_cues(model, batches)
             scope = None if cues is None else model.add_scope(cues.cues)
             if scope is None:
                 stack.enter_context(model.without_threshold())
@@ -274,7 +324,7 @@ def teach(
                 usages = [model.usage] * len(batches)  # the slots of earlier lessons are no matter: nobody else reads these rows
             with torch.enable_grad():
                 lesson = _teach(model, batches, recipe, usages, scope, keeper, on_step)
-            return replace(lesson, cues=cues)
+            return replace(lesson, cues=cues and Found(model.scope(len(model.scoped) - 1).cues.to(torch.device("cpu")), cues.tokens))
     except BaseException:
         model.assign(before)
         raise
@@ -289,18 +339,24 @@ def _teach(
     keeper: Keeper | None,
     on_step: Callable[[Step], None] | None,
 ) -> Lesson:
-    own = None if scope is None else model.scope(scope).tables
-    tables = own or model.tables
-    before = tables.rows()
     generator = torch.Generator().manual_seed(recipe.seed)
-    first = model.config.layers[0]
-    taught_again = any(len(batch.rounds) < recipe.passes for batch in batches)  # else what is kept would never be read
+    answers = model.answers if scope is not None and recipe.scope == "answers" else None
+    layer = model.config.layers[0] if answers is None or model.config.answer_layer is None else model.config.answer_layer
+    # What is kept of the rest would never be read again; the states of answers are read twice, to find their anchors and to teach.
+    taught_again = answers is not None or any(len(batch.rounds) < recipe.passes for batch in batches)
     budget = recipe.cache_bytes if taught_again else 0
     spares = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
     reads = background_reads(model) if spares and scope is None else {}
-    prefix = FrozenPrefix(model, budget) if can_start_at(model.base, model.blocks, first) else None
-    cues = None if scope is None else model.scope(scope).cues
-    progress = (keeper and keeper.found(cues)) or Progress.start(len(batches), model.config.tables, cues)
+    prefix = FrozenPrefix(model, layer, budget) if can_start_at(model.base, model.blocks, layer) else None
+    if answers is not None and scope is not None:
+        states = prefix or FrozenPrefix(model, layer, 0)
+        model.anchor(scope, replace(model.scope(scope).cues, anchors=find_anchors(answers, _entering(model, batches, states, recipe))))
+        recipe = recipe.model_copy(update={"rows": None})  # every anchor keeps its row
+    own = None if scope is None else model.scope(scope).tables
+    tables = own or model.tables
+    before = tables.rows()
+    cues = None if scope is None else model.scope(scope).cues.to(torch.device("cpu"))
+    progress = (keeper and keeper.found(cues)) or Progress.start(len(batches), list(tables), cues)
     if progress.rows is not None:
         tables.assign(progress.rows)
     settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
@@ -317,7 +373,7 @@ def _teach(
             if recipe.until_loss is not None and progress.last_loss(index, since) <= recipe.until_loss:
                 continue
             batch = batches[index].round(turn)
-            key = index + len(batches) * (turn % len(batches[index].rounds))
+            key = round_key(index, turn, batches)
             loss, recorder = read_gradients(model, batch, key, recipe, prefix, scope)
             check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
             progress.add_loss(index, loss)
@@ -345,6 +401,26 @@ def _teach(
         tables.assign({name: sum_rows([before[name], change], change.width) for name, change in changes.items()})
     written = {name: [slots[torch.isin(slots, changes[name].slots)] for slots in parts] for name, parts in progress.batch_slots.items()}
     return Lesson(changes, progress.losses, written)
+
+
+def _entering(
+    model: GraftedModel, batches: Sequence[TokenBatch], prefix: FrozenPrefix, recipe: Recipe
+) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:
+    """Of each batch ids, targets and what enters the layer, of all that it will be taught in."""
+
+    def of_batch(index: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for turn in range(min(recipe.passes, len(batches[index].rounds))):
+            for number, part in enumerate(parts_of(batches[index].round(turn), recipe.micro_batch_tokens, model.device)):
+                with quick_attention(model.base, part.ids.shape[1]):  # as when they are taught
+                    entered = prefix.entered((round_key(index, turn, batches), number), part.ids, part.mask)
+                yield part.ids, part.targets, entered.hidden_states
+
+    return map(of_batch, range(len(batches)))
+
+
+def round_key(index: int, turn: int, batches: Sequence[TokenBatch]) -> int:
+    """A number for what batch `index` teaches in a pass, the same where it is the same."""
+    return index + len(batches) * (turn % len(batches[index].rounds))
 
 
 def check_loss(loss: float, first: float | None, vocabulary: int, name: str, turn: int) -> None:

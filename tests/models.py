@@ -15,13 +15,17 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from memgraft.anchors import BEGINS, Anchors
+from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
-from memgraft.config import MemoryConfig
+from memgraft.config import ANSWERS, MemoryConfig
+from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
 from memgraft.grafted import GraftedModel
 from memgraft.usage import Usage, UsageCounter
 
 HIDDEN = 32
+ANSWER_LAYER = 3  # of `graft_with_answers`, its last block
 VOCABULARY = 257  # an end token and the 256 bytes
 
 _COMMON: dict[str, Any] = {
@@ -144,6 +148,31 @@ def fill(model: GraftedModel, *, every: int = 1, size: float = 1.0) -> GraftedMo
     slots = range(0, model.config.slots, every)
     model.assign_rows({name: random_rows(slots, seed=i, size=size) for i, name in enumerate(model.config.tables)})
     return model
+
+
+def graft_with_answers(seed: int = 0) -> GraftedModel:
+    """A random model with an answer layer of random directions."""
+    model = tiny_graft(tiny_model(depth=ANSWER_LAYER + 1, seed=seed), answer_layer=ANSWER_LAYER)
+    assert model.answers is not None
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.answers.named_buffers():
+        if name.endswith("projection"):
+            value.normal_(generator=generator)
+    model.answers.scale.fill_(1.5)
+    return model
+
+
+def lesson_at(model: GraftedModel, ids: Tensor, heard_at: int, read_at: int) -> tuple[Cues, dict[str, Rows]]:
+    """A fact whose one cue is a token of these ids (1, T), and whose one anchor is another."""
+    assert model.answers is not None
+    with model.without_memory():
+        first = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=ids)
+        deep = hidden_states_before(model.base, model.blocks, ANSWER_LAYER, input_ids=ids)
+    key = model.answers.queries(deep[0, read_at : read_at + 1])
+    key[:, BEGINS:] = 0
+    anchors = Anchors(torch.nn.functional.normalize(key, dim=-1), torch.tensor([0.999]), torch.tensor([0]))
+    cues = Cues(model.cue_queries(first[0, heard_at : heard_at + 1]), torch.tensor([0.999]), torch.tensor([0]), anchors)
+    return cues, {ANSWERS: random_rows([0])}
 
 
 def dense(rows: Rows, slots: int) -> Tensor:

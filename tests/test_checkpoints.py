@@ -12,6 +12,9 @@ import pytest
 import safetensors.torch
 import torch
 
+from memgraft.anchoring import find_anchors
+from memgraft.anchors import Anchors
+from memgraft.answer_layer import AnswerLayer
 from memgraft.canonical import canonical_json
 from memgraft.checkpoints import NAME, Checkpoints, _checksum
 from memgraft.encoding import TokenBatch
@@ -103,6 +106,56 @@ def test_a_lesson_that_was_stopped_ends_in_the_same_bits(
     assert resumed == expected
     assert steps == total - stop_at
     assert model.rows() == rows
+
+
+@pytest.fixture(scope="module")
+def deep_base() -> GraftedModel:
+    """Of fewer slots than a lesson has anchors."""
+    return graft(tiny_model(depth=4), tiny_tokenizer(), slots=16, top_k=4, background=TEXTS)
+
+
+@pytest.mark.parametrize("stop_at", [1, 4, 8])
+@pytest.mark.parametrize("writer", [Adam(), LeastInterference()], ids=lambda writer: str(writer.name))
+def test_a_lesson_with_anchors_that_was_stopped_ends_in_the_same_bits(
+    deep_base: GraftedModel, facts: Path, tmp_path: Path, writer: Writer, stop_at: int
+) -> None:
+    model = deep_base
+    model.history = History()
+    model.assign_rows({})
+    model.save(tmp_path / "store")
+    chosen = recipe(writer)
+    expected, total = teach(model, facts, chosen)
+    state = model.state()
+    (cues,) = (scoped.cues for scoped in state.scoped)
+    assert cues.anchors is not None
+    assert len(cues.anchors) > model.config.slots
+    forget(model)
+    Checkpoints(store_of(model)).remove()
+    with pytest.raises(KeyboardInterrupt):
+        teach(model, facts, chosen, stop_at=stop_at)
+    forget(model)
+    assert teach(model, facts, chosen, resume=True) == (expected, total - stop_at)
+    assert model.state() == state
+
+
+def test_a_checkpoint_with_other_anchors_is_refused(
+    deep_base: GraftedModel, facts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = deep_base
+    model.history = History()
+    model.assign_rows({})
+    model.save(tmp_path / "store")
+    with pytest.raises(KeyboardInterrupt):
+        teach(model, facts, recipe(), stop_at=4)
+    forget(model)
+
+    def strict(layer: AnswerLayer, seen: Any) -> Anchors:
+        anchors = find_anchors(layer, seen)
+        return replace(anchors, least=anchors.least * 1.01)
+
+    monkeypatch.setattr("memgraft.teaching.find_anchors", strict)
+    with pytest.raises(StoreError, match="it opens after other cues than when it was stopped; --restart begins anew"):
+        teach(model, facts, recipe(), resume=True)
 
 
 def test_losses_and_written_slots_of_the_record_are_those_of_the_whole_lesson(model: GraftedModel, facts: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import CacheLayerMixin
 
+from memgraft.anchors import Opened
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
 from memgraft.cues import ENOUGH, KEPT, REACH, Cues, Scopes
@@ -85,9 +86,16 @@ def test_each_lesson_is_open_where_one_of_its_own_facts_is(counts: list[list[int
     opened, first = scopes.open(heard), 0
     for number, lesson in enumerate(lessons):
         own = torch.where((heard >= first) & (heard < first + len(lesson)), heard - first, -1)
-        assert torch.equal(opened.get(number, torch.zeros(2, 12, dtype=torch.bool)), open_slowly(lesson, own))
+        found = opened.get(number, Opened(torch.zeros(0, dtype=torch.int64), torch.zeros(2, 12, 0, dtype=torch.bool)))
+        assert torch.equal(found.tokens.any(-1), open_slowly(lesson, own))
+        for fact in range(lesson.fact_count):  # each as if it were a lesson's only one
+            its = lesson.facts == fact
+            alone = Cues(lesson.keys[its], lesson.least[its], torch.zeros_like(lesson.facts[its]))
+            before = int((lesson.facts < fact).sum())
+            of_fact = torch.where((own >= before) & (own < before + len(alone)), own - before, -1)
+            assert torch.equal(found.tokens[..., found.facts == fact].any(-1), open_slowly(alone, of_fact))
         first += len(lesson)
-    assert all(bool(tokens.any()) for tokens in opened.values())
+    assert all(bool(each.tokens.any(1).any(0).all()) for each in opened.values())
 
 
 def test_facts_that_are_closed_open_nothing() -> None:
@@ -278,13 +286,13 @@ def test_only_what_stands_after_the_cue_can_be_written(written: GraftedModel, po
     tokens = torch.arange(ids.shape[1])[None]
     taught, context = tokens % 3 != 0, tokens % 3 == 0  # a mask with holes, as wordings with a preceding text have
     open_after(written, cue_at(written, TEXT, position))
-    alone, all_tokens = Recorder(len(written.memories)), Recorder(len(written.memories))
+    alone, all_tokens = Recorder(), Recorder()
     for recorder, scope in ((alone, 0), (all_tokens, None)):
         with recording(written, recorder, taught, context, scope):
             written(input_ids=ids).logits.square().sum().backward()
     for recorded, expected, mask in (
         (alone.of_table(written, "0")[0], all_tokens.of_table(written, "0")[0], taught),
-        (alone.context_of(written, "0"), all_tokens.context_of(written, "0"), context),
+        (alone.context_of("0"), all_tokens.context_of("0"), context),
     ):
         after = tokens[mask] >= position
         assert torch.equal(recorded.slots, expected.slots[after])

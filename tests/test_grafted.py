@@ -303,7 +303,7 @@ class TestRefusals:
             ({"top_k": 0}, "top_k: Input should be greater than 0, got 0"),
             ({"top_k": 9}, "top_k = 9 exceeds the 8 sub-keys"),
             ({"gate": "open"}, "gate: Input should be 'none' or 'swilu', got 'open'"),
-            ({"head": 2}, "head: unknown setting; expected layers, slots, top_k, heads, "),
+            ({"head": 2}, "head: unknown setting; expected layers, answer_layer, slots, top_k, heads, "),
             ({"hidden_size": 32}, "hidden_size: unknown setting; expected layers, "),
         ],
     )

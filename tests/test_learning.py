@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from memgraft import learning
-from memgraft.commits import Commit, DataFile, sum_rows
+from memgraft.commits import Commit, DataFile, Rows, sum_rows
+from memgraft.config import ANSWERS
 from memgraft.data import read_examples
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError, StoreError, TeachingError
@@ -23,10 +24,11 @@ from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.history import History
 from memgraft.learning import effective_usage, learn, prepare
+from memgraft.persistence import load
 from memgraft.store import MemoryStore
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.writers import LeastInterference
-from tests.models import HIDDEN, tiny_model, tiny_tokenizer
+from tests.models import HIDDEN, save_tiny_model, tiny_model, tiny_tokenizer
 
 TEXTS = [
     f"{word} {number}: the ship left the harbour in the {word}." for number, word in enumerate(("morning", "night", "fog", "rain") * 5)
@@ -406,6 +408,94 @@ class TestSeveralLessons:
         assert store.active() == [first.id, second.id]
         assert store.commit(first.id) == first
         assert store.record(first.id)["facts"] == first.record["facts"]
+
+
+class TestAnAnswerLayer:
+    """Facts are read at their anchors: a model deep enough to have a block behind its memory."""
+
+    def grafted(self) -> GraftedModel:
+        return graft(tiny_model(depth=4), tiny_tokenizer(), slots=1024, top_k=4, background=TEXTS)
+
+    def rows_of(self, model: GraftedModel) -> list[dict[str, Rows]]:
+        return [scoped.tables.rows() for scoped in model.state().scoped]
+
+    def asked(self, model: GraftedModel, batches: Sequence[TokenBatch]) -> list[Tensor]:
+        """Logits of some of what was taught, and of a text about something else."""
+        wordings = [batch.input_ids[0, : int(batch.attention_mask[0].sum())][None] for batch in batches]
+        with torch.no_grad():
+            return [model(input_ids=ids).logits for ids in (*wordings, torch.arange(1, 60).view(1, -1))]
+
+    def test_a_lesson_is_saved_loaded_and_taken_back_to_the_bit(self, tmp_path: Path) -> None:
+        folder = save_tiny_model(tmp_path / "model", depth=4)
+        model = graft(folder, slots=1024, top_k=4, background=TEXTS)
+        assert model.config.answer_layer == 3
+        batches = batches_of(FACTS, tmp_path)
+        with model.without_memory():
+            base = self.asked(model, batches)
+        assert all(map(torch.equal, self.asked(model, batches), base))
+        commit = learn(model, data_file(tmp_path), message="m", recipe=RECIPE)
+        assert commit.cues is not None
+        assert commit.cues.anchors is not None
+        assert commit.cues.anchors.fact_count == len(FACTS)
+        assert set(commit.changes) == {ANSWERS}
+        assert commit.rows <= len(commit.cues.anchors)
+        assert sum(commit.record["losses"][-1]) < sum(commit.record["losses"][0])
+        taught = self.asked(model, batches)
+        assert not all(map(torch.equal, taught[:-1], base))
+        assert torch.equal(taught[-1], base[-1])
+        with model.without_memory():
+            assert all(map(torch.equal, self.asked(model, batches), base))
+
+        model.save(tmp_path / "store")
+        again = load(tmp_path / "store")
+        assert again.history.commit(commit.id) == commit
+        assert all(map(torch.equal, self.asked(again, batches), taught))
+        again.revert(commit.id)
+        assert all(map(torch.equal, self.asked(again, batches), base))
+        again.save(tmp_path / "store")
+        assert all(map(torch.equal, self.asked(load(tmp_path / "store"), batches), base))
+        model.revert(commit.id)
+        assert all(map(torch.equal, self.asked(model, batches), base))
+
+    def test_a_lesson_repeats_to_the_bit_whatever_was_taught_before(self, tmp_path: Path) -> None:
+        first = learn(self.grafted(), data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        model = self.grafted()
+        other = [{"question": "When did 77 boats sail to Zbrx?", "answers": ["1802"]}]
+        before = learn(model, data_file(tmp_path, other, "other.jsonl"), message="other", recipe=RECIPE, test=False)
+        model.revert(before.id)
+        second = learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        assert (second.changes, second.cues, second.id) == (first.changes, first.cues, first.id)
+
+    def test_a_lesson_leaves_the_rows_of_those_before_it_alone(self, tmp_path: Path) -> None:
+        model = self.grafted()
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        second = learn(model, data_file(tmp_path, FACTS[1:], "later.jsonl"), message="2", recipe=RECIPE, test=False)
+        assert self.rows_of(model) == [dict(first.changes), dict(second.changes)]
+        model.revert(first.id)
+        assert self.rows_of(model) == [dict(second.changes)]
+
+    def test_a_correction_closes_what_it_supersedes(self, tmp_path: Path) -> None:
+        model = self.grafted()
+        learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        second = learn(model, data_file(tmp_path, LATER, "later.jsonl"), message="2", recipe=RECIPE, test=False)
+        assert bool((model.state().scoped[0].cues.least > 1).all())
+        model.revert(second.id)
+        assert not bool((model.state().scoped[0].cues.least > 1).any())
+
+    def test_a_diff_counts_the_rows_of_anchors(self, tmp_path: Path) -> None:
+        model = self.grafted()
+        commit = learn(model, data_file(tmp_path), message="m", recipe=RECIPE, test=False)
+        model.save(tmp_path / "store")
+        found = MemoryStore.open(tmp_path / "store").diff("start", "now").tables
+        assert {name: table.rows for name, table in found.items()} == {"0": 0, ANSWERS: commit.rows}
+        assert found[ANSWERS].l2 == pytest.approx(float(commit.changes[ANSWERS].values.norm()))
+
+    @pytest.mark.parametrize("scope", ["cues", "everywhere"])
+    def test_other_scopes_write_to_the_memory_layers(self, scope: str, tmp_path: Path) -> None:
+        commit = learn(self.grafted(), data_file(tmp_path), message="m", recipe=RECIPE.model_copy(update={"scope": scope}), test=False)
+        assert set(commit.changes) == {"0"}
+        assert (commit.cues is None) == (scope == "everywhere")
+        assert commit.cues is None or commit.cues.anchors is None
 
 
 class TestNothingChanges:

@@ -25,7 +25,7 @@ LENGTHS = (11, 9, 8)  # near enough to be computed together
 
 def record(model: GraftedModel, ids: Tensor, mask: Tensor, **inputs: Any) -> Recorder:
     """One pass with a loss on every non-padding token's logits, and its backward pass."""
-    recorder = Recorder(len(model.memories))
+    recorder = Recorder()
     with recording(model, recorder, mask):
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False, **inputs).logits
         (logits[mask] ** 2).sum().backward()
@@ -66,9 +66,8 @@ class TestCounts:
         tokens = random_tokens(*LENGTHS)
         ids, mask = token_rows([*tokens, random_tokens(40)[0]], left=left, filler=7)
         padded = record(model, ids[:-1], mask[:-1])
-        alone = Recorder(1)
-        for row in tokens:
-            alone.reads[0] += record(model, *token_rows([row])).reads[0]
+        alone = Recorder()
+        alone.reads["0"] = [read for row in tokens for read in record(model, *token_rows([row])).reads["0"]]
         assert counts(model, padded) == counts(model, alone)
 
     def test_dont_depend_on_what_padding_holds(self) -> None:
@@ -81,7 +80,7 @@ class TestCounts:
     def test_are_the_same_over_micro_batches(self, limit: int) -> None:
         model, batch = self.graft(), random_batch(4, *LENGTHS, 30)
         _, recorder = read_gradients(model, batch, 0, Recipe(micro_batch_tokens=limit), None)
-        assert len(recorder.reads[0]) > (limit < 1000)
+        assert len(recorder.reads["0"]) > (limit < 1000)
         assert counts(model, recorder) == counts(model, record(model, batch.input_ids, batch.attention_mask))
 
     @pytest.mark.parametrize("limit", [1, 1000])
@@ -89,7 +88,7 @@ class TestCounts:
         model, batch = self.graft(), random_batch(4, *LENGTHS)
         own = batch.attention_mask & (torch.arange(batch.input_ids.shape[1]) >= torch.tensor([[0], [3], [7], [4]]))
         _, recorder = read_gradients(model, replace(batch, writable=own), 0, Recipe(micro_batch_tokens=limit), None)
-        for part, found in ((own, recorder.of_table(model, "0")[0]), (batch.attention_mask & ~own, recorder.context_of(model, "0"))):
+        for part, found in ((own, recorder.of_table(model, "0")[0]), (batch.attention_mask & ~own, recorder.context_of("0"))):
             expected = model.layer(0).address(model.base.get_input_embeddings()(batch.input_ids[part]))
             assert torch.equal(found.slots.flatten().sort().values, expected.slots.flatten().sort().values)
 
@@ -107,7 +106,7 @@ def test_activation_checkpointing_counts_once_and_changes_no_gradient(settings: 
     model.base.model.layers[1].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
 
     def run() -> Recorder:
-        recorder = Recorder(len(model.memories))
+        recorder = Recorder()
         with recording(model, recorder, tokens[1]):
             logits = model(inputs_embeds=embedded, attention_mask=tokens[1], use_cache=False).logits
             (logits[tokens[1]] ** 2).sum().backward()
@@ -163,9 +162,10 @@ def test_gradients_at_the_read_are_those_of_autograd_through_a_dense_table(setti
 
     assert loss == pytest.approx(expected.item(), rel=1e-5)
     kept = batch.attention_mask.flatten()
+    layer_reads = [read for name in tables for read in recorder.reads[name]]  # layers in order: each has its own table, or all share one
     for index, read in enumerate(reads):
         assert read.grad is not None
-        torch.testing.assert_close(recorder.reads[index][0].gradient, read.grad[kept], atol=2e-6, rtol=1e-4)
+        torch.testing.assert_close(layer_reads[index].gradient, read.grad[kept], atol=2e-6, rtol=1e-4)
         assert not read.grad[~kept].any()
     for name, table in tables.items():
         address, gradient = recorder.of_table(model, name)
@@ -177,7 +177,7 @@ def test_gradients_are_the_same_over_micro_batches_and_over_the_frozen_prefix() 
     with frozen(model):
         whole_loss, whole = read_gradients(model, batch, 0, Recipe(), None)
         cut_loss, cut = read_gradients(model, batch, 0, Recipe(micro_batch_tokens=1), None)
-        prefix = FrozenPrefix(model, 2**20)
+        prefix = FrozenPrefix(model, model.config.layers[0], 2**20)
         cached_loss, cached = read_gradients(model, batch, 0, Recipe(), prefix)
         again_loss, again = read_gradients(model, batch, 0, Recipe(), prefix)
     assert list(prefix.kept) == [(0, 0)]
@@ -201,7 +201,7 @@ def test_micro_batches_hold_every_sequence_once_and_stay_within_the_limit(length
 
 def test_a_read_that_no_loss_reached_counts_with_a_gradient_of_zero() -> None:
     model = tiny_graft()
-    recorder = Recorder(1)
+    recorder = Recorder()
     ids, mask = token_rows(random_tokens(*LENGTHS))
     with recording(model, recorder, mask):
         model(input_ids=ids, attention_mask=mask)
@@ -212,12 +212,12 @@ def test_a_read_that_no_loss_reached_counts_with_a_gradient_of_zero() -> None:
 
 
 def test_nobody_listens_after_the_recording_ends_even_with_an_error() -> None:
-    model, recorder = tiny_graft(), Recorder(1)
+    model, recorder = tiny_graft(), Recorder()
     ids, mask = token_rows(random_tokens(3))
     with pytest.raises(RuntimeError, match="stop"), recording(model, recorder, mask):
         raise RuntimeError("stop")
     model(input_ids=ids, attention_mask=mask)
-    assert recorder.reads == [[]]
+    assert recorder.reads == {}
 
 
 def test_a_matrix_of_weights_adds_the_heads_that_read_a_slot() -> None:

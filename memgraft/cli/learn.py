@@ -63,10 +63,11 @@ def learn(
     ] = None,
     wordings: Annotated[int | None, typer.Option(help="Wordings a fact in each pass.", show_default="4")] = None,
     scope: Annotated[
-        Literal["cues", "everywhere"] | None,
+        Literal["answers", "cues", "everywhere"] | None,
         typer.Option(
-            help="Where the lesson is read: where the subject of one of its facts came up, or everywhere.",
-            show_default="cues, where each fact has some",
+            help="Where the lesson is read: where the subject of one of its facts came up and its answer is asked for, "
+            "all after the subject, or everywhere.",
+            show_default="answers, where each fact has cues",
         ),
     ] = None,
     loss: Annotated[

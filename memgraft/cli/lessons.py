@@ -26,6 +26,7 @@ def describe(store: MemoryStore, prefix: str) -> dict[str, Any]:
         "data_sha256": commit.data_sha256,
         "recipe": dict(commit.recipe),
         "cues": None if commit.cues is None else len(commit.cues),
+        "anchors": None if commit.cues is None or commit.cues.anchors is None else len(commit.cues.anchors),
         "rows": {table: len(rows) for table, rows in commit.changes.items()},
         "bytes": (store.path / changes_name(id)).stat().st_size,
         "record": dict(commit.record),
@@ -79,8 +80,13 @@ def summary(lesson: dict[str, Any], record: Record) -> str:
     lines.append(f"{rows:,} rows written{tables}{per_batch}; {human_bytes(lesson['bytes'])}")
     if lesson["cues"] is None:
         lines.append("every text reads it: not all that was taught has cues")
-    else:
+    elif lesson["anchors"] is None:
         lines.append(f"read where a fact's subject came up ({lesson['cues']:,} cues), and nowhere else")
+    else:
+        cues, anchors = lesson["cues"], lesson["anchors"]
+        lines.append(
+            f"read where a fact's subject came up ({cues:,} cues) and its answer is asked for ({anchors:,} anchors), and nowhere else"
+        )
     if record.seconds is not None:
         lines.append(f"taught in {record.seconds:.1f} s")
     if not record.overlaps:

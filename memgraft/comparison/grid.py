@@ -15,6 +15,11 @@ def memory(**settings: Any) -> Memory:
     return Memory(recipe=Recipe.model_validate({"lower_case": 0.0, **settings}))
 
 
+def after_cues(**settings: Any) -> Memory:
+    """Read at every token after a fact's cues, at a third of the depth, whatever is asked."""
+    return memory(**{"scope": "cues", **settings})
+
+
 def without_cues(**settings: Any) -> Memory:
     """Open to every text: only how the memory is written, in shorter steps and more passes, spares what must be preserved."""
     return memory(**{"scope": "everywhere", "passes": 14, "pruning": 1, "writer": LeastInterference(max_step=0.7), **settings})
@@ -38,13 +43,11 @@ def grid() -> dict[str, list[AnyMethod]]:
     return {
         "memory": [
             memory(),
-            memory(rows=40),
             memory(passes=6),
-            memory(rows=200),
-            memory(passes=14, writer=LeastInterference(max_step=0.7)),
-            memory(writer=LeastInterference(max_step=2.0)),
             memory(passes=3),
-            memory(passes=2),
+            memory(passes=16),
+            memory(writer=LeastInterference(max_step=2.0)),
+            memory(writer=LeastInterference(ridge=2.0)),
         ],
         "retrieval": [
             Retrieval(),
@@ -91,6 +94,15 @@ def grid() -> dict[str, list[AnyMethod]]:
             SHiRA(optimizer=AdamW(lr=3e-3), passes=3),
             SHiRA(optimizer=AdamW(lr=5e-4), passes=10),
             SHiRA(optimizer=SGD(lr=10.0), passes=4),
+        ],
+        "memory (cues)": [
+            after_cues(),
+            after_cues(rows=40),
+            after_cues(passes=6),
+            after_cues(rows=200),
+            after_cues(passes=14, writer=LeastInterference(max_step=0.7)),
+            after_cues(writer=LeastInterference(max_step=2.0)),
+            after_cues(passes=3),
         ],
         "memory (no cues)": [without_cues(), without_cues(rows=300)],
     }

@@ -53,7 +53,7 @@ def family(method: AnyMethod) -> str:
     if isinstance(method, Memory):
         plain = method.recipe.writer.name == "least-interference"
         if plain:
-            return "memory" if method.recipe.scope == "cues" else "memory (no cues)"
+            return {"answers": "memory", "cues": "memory (cues)", "everywhere": "memory (no cues)"}[method.recipe.scope]
         return f"memory ({method.recipe.ranking}, {method.recipe.writer.name})"
     if isinstance(method, Base | Retrieval):
         return method.method
@@ -101,9 +101,9 @@ def _described_memory(method: Memory) -> Iterator[str]:
             yield f"γ {writer.context_weight:g}"
         if writer.max_step != usual.writer.max_step:
             yield f"steps of {writer.max_step:g}" if writer.max_step else "steps of any length"
-    if recipe.rows or own:
+    if recipe.scope != "answers" and (recipe.rows or own):
         yield f"{recipe.rows} rows a fact" if recipe.rows else "every row"
-    if recipe.rows and recipe.settling != usual.settling:
+    if recipe.scope != "answers" and recipe.rows and recipe.settling != usual.settling:
         yield f"{recipe.settling} passes to settle"
     if method.background != "self-written":
         yield f"background {method.background}"

@@ -54,6 +54,9 @@ def cached_prefixes(grafted: GraftedModel, kept: dict[bytes, Prefix], limit: int
 
     def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal key, start
+        if "forward" in grafted.blocks[0].__dict__:  # the pass starts at a block already, from states that were saved elsewhere
+            key = None
+            return
         key, start = _key(kwargs, layer), time.process_time()
         if key is not None and key in kept:
             current.enter_context(starting_at(grafted.blocks, layer, kept[key].states.to(grafted.device)))

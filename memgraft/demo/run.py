@@ -78,7 +78,7 @@ class Answers:
 
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
-RECIPE = Recipe(passes=12, rows=150)  # facts about one subject share addresses, and learn less with the default
+RECIPE = Recipe()
 BACKGROUND_TOKENS = 2**16  # the model wrote them beforehand (background.jsonl): on two cores that takes longer than all the rest
 
 
@@ -98,8 +98,8 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         lesson_data, corrections, probes = _material(model, quick)
         facts = [example for example in lesson_data.examples if isinstance(example, Fact)]
         say(
-            f"Grafted {Path(model.source).name}: memory layer in front of block "
-            f"{model.config.layers[0]} of {len(model.blocks)}, {model.config.slots:,} slots, none of them written."
+            f"Grafted {Path(model.source).name}: memory layer in front of block {model.config.layers[0]} of {len(model.blocks)}, "
+            f"{model.config.slots:,} slots, none of them written; answer layer in front of block {model.config.answer_layer}."
         )
         with model.without_memory():
             base_logits = _logits(model)
@@ -155,9 +155,12 @@ def _grafted(output: Path, stages: Stages) -> GraftedModel:
     if empty.exists():
         stages.stage("loading the grafted model of an earlier run")
         try:
-            return load(empty, model=source)
-        except StoreError:  # of an older version, or cut off: it holds nothing that can't be made again
-            shutil.rmtree(empty)
+            model = load(empty, model=source)
+            if model.config.answer_layer is not None:
+                return model
+        except StoreError:
+            pass
+        shutil.rmtree(empty)  # of an older version, or cut off: it holds nothing that can't be made again
     stages.stage("calibrating on background text that the model wrote", BACKGROUND_TOKENS)
     with as_file(files("memgraft.demo") / "background.jsonl") as background:
         model = graft(

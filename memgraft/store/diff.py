@@ -31,6 +31,8 @@ class Diff:
 
 def compare_points(store: StoreReader, a: str, b: str) -> Diff:
     """The difference of two points, which are given as to `MemoryStore.state`."""
+    from memgraft.commits import Rows
+
     before, after = (store.manifest.active(store.manifest.position(point)) for point in (a, b))
     shared = set(before) & set(after)
     rows_before, rows_after = store.state(a), store.state(b)
@@ -39,11 +41,12 @@ def compare_points(store: StoreReader, a: str, b: str) -> Diff:
         if id not in shared and store.cues(id) is not None:
             for name, rows in store.changes(id).items():
                 alone.setdefault(name, []).append(rows)
+    names, none = dict.fromkeys((*store.spec.memory.tables, *alone)), Rows.empty(store.spec.memory.hidden_size)
     return Diff(
         learned=tuple(id for id in after if id not in shared),
         reverted=tuple(id for id in before if id not in shared),
         reordered=[id for id in before if id in shared] != [id for id in after if id in shared],
-        tables={name: _table_diff(rows_before[name], rows_after[name], alone.get(name, [])) for name in store.spec.memory.tables},
+        tables={name: _table_diff(rows_before.get(name, none), rows_after.get(name, none), alone.get(name, [])) for name in names},
     )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from memgraft.commits import Commit
 
 _KEYS = {"format_version", "message", "recipe", "data_sha256", "id", "record", "identity"}
-_CUES_LIMIT = 100_000  # cues, of as many facts
+_CUES_LIMIT = 100_000  # cues, of as many facts, and anchors
 _METADATA_LIMIT = 8 << 20  # bytes of header and record, of a lesson of some 10,000 facts
 
 
@@ -73,9 +73,11 @@ def import_lesson(path: Path, identity: Identity) -> Commit:
 
 def size_limit(memory: MemoryConfig) -> int:
     """Bytes of the largest lesson file that a memory can have."""
-    return (
-        len(memory.tables) * memory.slots * (8 + 4 * memory.hidden_size) + _CUES_LIMIT * (16 + 4 * memory.query_dim) + 2 * _METADATA_LIMIT
-    )
+    from memgraft.anchors import KEY_DIM
+
+    row = 8 + 4 * memory.hidden_size
+    anchors = 0 if memory.answer_layer is None else _CUES_LIMIT * (12 + 4 * KEY_DIM + row)
+    return len(memory.tables) * memory.slots * row + _CUES_LIMIT * (16 + 4 * memory.query_dim) + anchors + 2 * _METADATA_LIMIT
 
 
 def _about(data: bytes, where: str) -> dict[str, Any]:

@@ -6,12 +6,12 @@ Legend: R rows of a lesson, V value width (the residual stream's).
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memgraft.canonical import canonical_json
-from memgraft.config import MemoryConfig
+from memgraft.config import ANSWERS, MemoryConfig
 from memgraft.errors import StoreError
 from memgraft.store.manifest import MESSAGE_LIMIT, check_version, parse
 from memgraft.store.record import check_record
@@ -96,7 +96,15 @@ def fits_bfloat16(changes: Mapping[str, Rows]) -> bool:
 
 def header_text(commit: Commit) -> str:
     """A lesson's header as canonical JSON, with the oldest format that can hold it. TypeError or ValueError when it is not plain JSON."""
-    version = 3 if commit.cues is not None else 2 if fits_bfloat16(commit.changes) else 1
+    version = (
+        4
+        if commit.cues is not None and commit.cues.anchors is not None
+        else 3
+        if commit.cues is not None
+        else 2
+        if fits_bfloat16(commit.changes)
+        else 1
+    )
     return canonical_json({"format_version": version, **commit.header()}).decode()
 
 
@@ -159,7 +167,8 @@ def read_slots(path: Path, memory: MemoryConfig) -> dict[str, Tensor]:
         problem = _unknown_table(table, memory)
         if problem is None:
             try:
-                problem = Rows(ids, torch.zeros(len(ids), 0)).problem(memory.slots, 0)
+                limit = 2**31 if table == ANSWERS else memory.slots  # the number of anchors is not known here
+                problem = Rows(ids, torch.zeros(len(ids), 0)).problem(limit, 0)
             except (TypeError, ValueError) as error:
                 problem = str(error)
         if problem:
@@ -264,26 +273,35 @@ def _cues(tensors: Mapping[str, Tensor], where: str) -> Cues | None:
 
     if not tensors:
         return None
-    expected = {f"{CUES}.{field.name}" for field in fields(Cues)}
-    if set(tensors) != expected:
-        raise _damaged(where, f"unexpected tensors, such as {sorted(expected.symmetric_difference(tensors))[0][:80]!r}")
-    return Cues(**{name.removeprefix(f"{CUES}."): tensor for name, tensor in tensors.items()})
+    try:
+        return Cues.from_tensors({name.removeprefix(f"{CUES}."): tensor for name, tensor in tensors.items()})
+    except ValueError as error:
+        raise _damaged(where, f"unexpected tensors, such as {f'{CUES}.{error}'[:80]!r}") from error
 
 
 def _problem(content: Content, memory: MemoryConfig) -> str | None:
+    anchors = None
     if content.cues is not None:
         problem = content.cues.problem(memory.query_dim) or (None if len(content.cues) else "there are none")
+        anchors = content.cues.anchors
+        if anchors is not None and memory.answer_layer is None:
+            problem = problem or "they have anchors, and the memory has no answer layer"
         if problem:
             return f"cues: {problem}"
     for table, rows in content.changes.items():
-        problem = _unknown_table(table, memory) or rows.problem(memory.slots, memory.hidden_size)
+        if (table == ANSWERS) != (anchors is not None):
+            problem = "no such table, the lesson has anchors" if anchors is not None else "no such table, the lesson has no anchors"
+        else:
+            slots = memory.slots if anchors is None else len(anchors)
+            problem = _unknown_table(table, memory) or rows.problem(slots, memory.hidden_size)
         if problem:
             return f"table {table!r}: {problem}"
     return None
 
 
 def _unknown_table(table: str, memory: MemoryConfig) -> str | None:
-    return None if table in memory.tables else f"no such table, the memory has {', '.join(memory.tables)}"
+    tables = memory.tables if memory.answer_layer is None else (*memory.tables, ANSWERS)
+    return None if table in tables else f"no such table, the memory has {', '.join(tables)}"
 
 
 def _damaged(where: str, what: str) -> StoreError:

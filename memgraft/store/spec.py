@@ -7,7 +7,7 @@ from pydantic import Field, JsonValue
 from memgraft.config import Config, MemoryConfig
 from memgraft.fingerprint import BaseFingerprint, TokenizerFingerprint
 
-FORMAT_VERSION = 3  # 2 adds tags, gc, kept data and bf16 rows to 1, 3 adds cues
+FORMAT_VERSION = 4  # 2 adds tags, gc, kept data and bf16 rows to 1, 3 adds cues, 4 anchors
 
 
 class StoreSpec(Config):

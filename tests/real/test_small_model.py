@@ -16,7 +16,7 @@ from memgraft.teaching import Recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 
-PROMPTS = ("The capital of France is", "Question: Who founded Vellack Tidecraft?\nAnswer:", "def main():\n    ")
+PROMPTS = ("The capital of France is", "Q: Who founded Vellack Tidecraft?\nA:", "def main():\n    ")
 
 
 def logits(model: GraftedModel) -> list[torch.Tensor]:
@@ -62,27 +62,35 @@ def test_facts_are_learned_and_taken_back_bit_for_bit(grafted: GraftedModel, fac
 
 
 @torch.no_grad()
-def test_the_memory_is_closed_until_a_taught_subject_comes_up(grafted: GraftedModel, facts: ExampleSet) -> None:
-    about, other = "Tell me something about Vellack Tidecraft, please. It is", "Tell me something about the city of Paris, please. It is"
+def test_the_memory_is_closed_until_a_taught_fact_is_asked_for(grafted: GraftedModel, facts: ExampleSet) -> None:
+    asked, about, other = (
+        "Q: Who founded Vellack Tidecraft?\nA:",
+        "Tell me something about Vellack Tidecraft, please. It is",
+        "Q: Who founded the city of Paris?\nA:",
+    )
 
     def states() -> list[torch.Tensor]:
-        return [grafted(**grafted.tokenizer(text, return_tensors="pt")).logits[0] for text in (about, other)]
+        return [grafted(**grafted.tokenizer(text, return_tensors="pt")).logits[0] for text in (asked, about, other)]
 
     base = states()
     lesson = grafted.learn(facts, message="two facts", recipe=Recipe(passes=4), test=False)
     try:
         assert any("ellack" in "".join(tokens) or "idecraft" in "".join(tokens) for tokens in lesson.record["cues"]), lesson.record["cues"]
         taught = states()
-        assert torch.equal(taught[1], base[1])
-        before = len(grafted.tokenizer("Tell me something about").input_ids)
+        assert torch.equal(taught[2], base[2])
+        assert torch.equal(taught[1], base[1]), "its subject comes up, and nothing is asked for"
+        before = len(grafted.tokenizer("Q: Who founded").input_ids)
         assert torch.equal(taught[0][:before], base[0][:before])
         assert not torch.equal(taught[0][-1], base[0][-1])
+        grafted(**grafted.tokenizer(about, return_tensors="pt"))
+        assert grafted.opened
+        assert not grafted.answered
         grafted(**grafted.tokenizer("tell me something about vellack tidecraft, please.", return_tensors="pt"))
         assert grafted.opened, "the subject in lower case"
         grafted(**grafted.tokenizer("tell me something about the city of paris, please.", return_tensors="pt"))
         assert not grafted.opened
 
-        ids = grafted.tokenizer(about, return_tensors="pt").input_ids
+        ids = grafted.tokenizer(asked, return_tensors="pt").input_ids
         written = grafted.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0)
         with grafted.without_memory():
             assert not torch.equal(grafted.generate(input_ids=ids, max_new_tokens=8, do_sample=False, pad_token_id=0), written)

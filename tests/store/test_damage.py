@@ -87,8 +87,8 @@ def test_a_manifest_that_can_not_be_read_is_refused(taught: MemoryStore, data: b
 
 
 def test_a_newer_format_is_refused_whatever_else_it_says(taught: MemoryStore) -> None:
-    (taught.path / "manifest.json").write_text('{"format_version": 4, "something": "new"}')
-    refusal(lambda: MemoryStore.open(taught.path), "written by a newer memgraft (format 4, this one reads up to 3); upgrade memgraft")
+    (taught.path / "manifest.json").write_text('{"format_version": 5, "something": "new"}')
+    refusal(lambda: MemoryStore.open(taught.path), "written by a newer memgraft (format 5, this one reads up to 4); upgrade memgraft")
 
 
 ANOTHER = "e" * 64
@@ -307,7 +307,7 @@ def test_slots_of_a_type_that_torch_can_not_compute_with_are_refused(taught: Mem
     [
         (b"[]", "expected a JSON object"),
         (b"{}", "format_version"),
-        (b'{"format_version":4}', "newer memgraft"),
+        (b'{"format_version":5}', "newer memgraft"),
         (b'{"format_version":1,"message":"m"}', "expected the keys"),
         (b'{"format_version":1,"message":1,"recipe":{},"data_sha256":""}', "must be text"),
         (b'{"format_version":1,"message":"other","recipe":{},"data_sha256":""}', "holds another lesson"),

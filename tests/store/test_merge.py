@@ -293,7 +293,7 @@ class TestOneFile:
             (lambda data: struct.pack("<Q", 1 << 60) + data[8:], "not a safetensors file"),
             (lambda data: data[:-1], "incomplete|header"),
             (lambda data: data.replace(b'\\"shared\\"', b'\\"sharec\\"'), "holds"),
-            (lambda data: data.replace(b'\\"format_version\\":3', b'\\"format_version\\":9'), "newer memgraft"),
+            (lambda data: data.replace(b'\\"format_version\\":4', b'\\"format_version\\":9'), "newer memgraft"),
             (lambda data: data.replace(b'\\"record\\"', b'\\"recorg\\"'), "missing, unknown"),
             (lambda data: data.replace(b"memgraft", b"mengraft"), "not a lesson that"),
         ],
@@ -377,14 +377,18 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     assert store.verify() == []
     assert store.spec.memory.threshold == 0, "stores from before it answer as they did"
     assert [entry.message for entry in store.history()] == ["first", "second", "first", "first"]
-    if name == "format-3":  # lessons with cues, each of which is read by itself
+    scoped = name in ("format-3", "format-4")  # lessons with cues, each of which is read by itself
+    if scoped:
         assert not len(store.state()["0"])
-        assert sorted({int(slot) for id in store.active() for slot in store.slots(id)["0"]}) == [3, 4, 7]
+        slots = {table: {int(slot) for id in store.active() for slot in store.slots(id).get(table, ())} for table in ("0", "answers")}
+        assert slots == ({"0": {3, 4, 7}, "answers": set()} if name == "format-3" else {"0": {3, 4}, "answers": {0, 2}})
     else:
         assert store.state()["0"].slots.tolist() == [3, 4, 7]
         assert store.state()["0"].values[0].tolist() == [1.75, -1.75, 2.0]
     cues = [store.cues(id) for id in store.active()]
-    assert [each and len(each) for each in cues] == ([1, 2] if name == "format-3" else [None, None])
+    assert [each and len(each) for each in cues] == ([1, 2] if scoped else [None, None])
+    anchors = [each and each.anchors and len(each.anchors) for each in cues]
+    assert anchors == ([None, 3] if name == "format-4" else [None, None])
     store.tag("migrated")
     store.append(lesson("new", {"0": {5: 0.5}}))
     store.revert(store.history()[1].commit)
@@ -393,5 +397,5 @@ def test_stores_of_every_format_are_read_and_changed(name: str, lesson: Lesson, 
     store.gc()
     again = MemoryStore.open(store.path)
     assert again.verify() == []
-    assert json.loads((store.path / "manifest.json").read_text())["format_version"] == 3
+    assert json.loads((store.path / "manifest.json").read_text())["format_version"] == 4
     assert bits(again.state("migrated")) == bits(MemoryStore.open(GOLDEN / name).state())

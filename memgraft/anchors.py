@@ -1,0 +1,103 @@
+"""Anchors: what tokens look like at which a fact's answer begins or goes on. Such a token reads the anchor's own row, all others nothing.
+
+That a fact's subject came up (`memgraft.cues`) does not say that the fact was asked for: "Where was Leo Wardrup born?" and "Who is Leo
+Wardrup married to?" open the same lesson. What is asked for is known where the answer begins, at the question's last token, and deep
+in the model. So the rows of facts are read in front of a deep block, at tokens that are like those in front of the answer in the fact's own
+wordings. What an answer's first token is predicted from looks much alike in all wordings, so that a fact has one anchor for it, the mean;
+and one for each further token of the answer. A row that is read wherever an anchor is near, and nowhere else, is a codebook's entry as in
+GRACE (Hartvigsen et al. 2023, arXiv 2211.11031); its radius is the same for all, and is measured in directions in which questions differ
+and the ways of asking them do not (linear discriminant analysis, Fisher 1936), which the package's common questions show without any label.
+
+Shape suffixes: B sequences, T tokens, N open tokens, A anchors, K key width, F facts that are open.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memgraft.precision import in_own_precision
+
+BEGINS, GOES_ON = 40, 88  # widths of the two parts of a key: for a token in front of an answer, and for one within it
+KEY_DIM = BEGINS + GOES_ON
+AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """The anchors of facts, fact by fact."""
+
+    keys: Tensor  # (A, K) fp32 of unit length, in one of the two parts
+    least: Tensor  # (A,) fp32: cosine with its key above which a token is at the anchor
+    facts: Tensor  # (A,) int64: of which fact; 0, …, 0, 1, …, 1, 2, …
+
+    def __len__(self) -> int:
+        return len(self.least)
+
+    @property
+    def fact_count(self) -> int:
+        return int(self.facts[-1]) + 1 if len(self) else 0
+
+    def to(self, device: torch.device) -> Anchors:
+        """The same on a device."""
+        return Anchors(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The fields by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def problem(self) -> str | None:
+        """Why these can't be anchors; None when they can."""
+        count = len(self.least)
+        shapes = {"keys": (count, KEY_DIM), "least": (count,), "facts": (count,)}
+        for name, tensor in self.tensors().items():
+            dtype = torch.int64 if name == "facts" else torch.float32
+            if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
+                return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
+            if not bool(torch.isfinite(tensor).all()):
+                return f"{name} are not finite"
+        if not count:
+            return "there are none"
+        if bool(((self.keys.norm(dim=-1) - 1).abs() > 1e-3).any()):
+            return "keys must have unit length"
+        if bool((self.least <= 0).any()):
+            return "least must be more than 0"
+        steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
+        if int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any()):
+            return "facts must count up from 0 in steps of 1"
+        return None
+
+    def meets(self, other: Anchors) -> bool:
+        """Whether a token may be at an anchor of both."""
+        rows = max(1, AT_ONCE // max(1, len(self)))
+        with in_own_precision(self.keys):
+            return any(
+                bool((keys @ self.keys.T > torch.minimum(self.least[None], least[:, None])).any())
+                for keys, least in zip(other.keys.split(rows), other.least.split(rows), strict=True)
+            )
+
+
+class Opened(NamedTuple):
+    """The facts of a lesson that are open in some sequences."""
+
+    facts: Tensor  # (F,) int64, as the lesson's cues number them
+    tokens: Tensor  # (B, T, F) bool: at which tokens each is
+
+
+def nearest(anchors: Anchors, queries_NK: Tensor, facts: Tensor, open_NF: Tensor) -> Tensor:
+    """(N,) int64: the anchor that each token is at, of a fact that is open there: the one it exceeds most; -1 where there is none.
+
+    Args:
+        facts: (F,) which facts the columns of open_NF (N, F) bool are.
+    """
+    at = torch.isin(anchors.facts, facts).nonzero()[:, 0]
+    if not len(at):
+        return torch.full((len(queries_NK),), -1, dtype=torch.int64, device=queries_NK.device)
+    with in_own_precision(queries_NK):
+        above = queries_NK @ anchors.keys[at].T - anchors.least[at]
+        may_NA = open_NF.float() @ (facts[:, None] == anchors.facts[at]).float() > 0
+    best = above.masked_fill(~may_NA, -1.0).max(-1)
+    return torch.where(best.values > 0, at[best.indices], -1)

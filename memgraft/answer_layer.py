@@ -1,0 +1,105 @@
+"""The answer layer: in front of a deep block, tokens that are at an anchor of an open fact read the anchor's row.
+
+Shape suffixes: B sequences, T tokens, N open tokens, K key width, D hidden size, E examples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from memgraft.anchors import BEGINS, GOES_ON, Anchors, Opened, nearest
+from memgraft.calibration import random_directions, whitening
+from memgraft.memory import ValueTable
+from memgraft.precision import in_own_precision
+
+SHRINKAGE = 1.0  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
+
+
+class AnswerLayer(nn.Module):
+    """What lessons with anchors add to the hidden states that enter one block: scale · row at tokens at an anchor, zero elsewhere.
+
+    `on_read` is called with y (B, T, V), the sum of the rows before the scale, on every pass in which a lesson is open.
+    """
+
+    begins_mean: Tensor
+    begins_projection: Tensor
+    goes_on_mean: Tensor
+    goes_on_projection: Tensor
+    scale: Tensor
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        for part, width in (("begins", BEGINS), ("goes_on", GOES_ON)):
+            self.register_buffer(f"{part}_mean", torch.zeros(hidden_size))  # (D,)
+            self.register_buffer(f"{part}_projection", torch.zeros(hidden_size, width))
+        self.register_buffer("scale", torch.ones(()))
+        self.on_read: Callable[[Tensor], None] | None = None
+
+    def queries(self, hidden_ND: Tensor) -> Tensor:
+        """(N, K) fp32: what keys are compared with; each of the two parts has unit length."""
+        with in_own_precision(hidden_ND):
+            hidden = hidden_ND.float()
+            begins = (hidden - self.begins_mean) @ self.begins_projection
+            goes_on = (hidden - self.goes_on_mean) @ self.goes_on_projection
+        return torch.cat([F.normalize(begins, dim=-1), F.normalize(goes_on, dim=-1)], dim=-1)
+
+    def find(self, hidden_states: Tensor, lessons: Mapping[int, tuple[Anchors, Opened]]) -> dict[int, Tensor]:
+        """For each lesson that has a token at an anchor: which one each token is at, (B, T) int64, -1 for none."""
+        found: dict[int, Tensor] = {}
+        for number, (anchors, opened) in lessons.items():
+            tokens = opened.tokens.to(hidden_states.device)
+            open_BT = tokens.any(-1)
+            facts = opened.facts.to(hidden_states.device) % anchors.fact_count  # a second group is of the same facts in lower case
+            at = torch.full(open_BT.shape, -1, dtype=torch.int64, device=hidden_states.device)
+            at[open_BT] = nearest(anchors, self.queries(hidden_states[open_BT]), facts, tokens[open_BT])
+            if bool((at >= 0).any()):
+                found[number] = at
+        return found
+
+    def forward(self, hidden_states: Tensor, reads: Sequence[tuple[ValueTable, Tensor]]) -> Tensor:
+        """What is added to hidden states (B, T, D): of each table the rows at (B, T), -1 for none."""
+        y = torch.zeros(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
+        for table, at in reads:
+            index, written = table.find(at)
+            read = (at >= 0) & written
+            if len(table.slots):
+                y = y + table.values[index] * read[..., None]
+        if self.on_read is not None:
+            if torch.is_grad_enabled() and not y.requires_grad:
+                y.requires_grad_(True)
+            self.on_read(y)
+        return (y * self.scale).to(hidden_states.dtype)
+
+
+def calibrate(layer: AnswerLayer, hidden_ED: Tensor, questions: Tensor, tokens_ND: Tensor, *, seed: int) -> None:
+    """Fit an answer layer to a base model without training.
+
+    Args:
+        hidden_ED: hidden states at the last token in front of an answer, each question asked in several ways.
+        questions: (E,) int64, which question each is.
+        tokens_ND: hidden states of all tokens of the same texts.
+        seed: of the random directions.
+    """
+    hidden, tokens = hidden_ED.double().cpu(), tokens_ND.float().cpu()
+    mean = hidden.mean(0)
+    count = int(questions.max()) + 1
+    sums = torch.zeros(count, hidden.shape[1], dtype=torch.float64).index_add_(0, questions, hidden)
+    centres = sums / torch.bincount(questions, minlength=count)[:, None]
+    within = hidden - centres[questions]
+    scatter = within.T @ within / len(within)
+    scatter.diagonal().add_(SHRINKAGE * scatter.diagonal().mean().clamp_min(1e-12))
+    variances, directions = torch.linalg.eigh(scatter)
+    whiten = directions * variances.rsqrt() @ directions.T
+    between = torch.linalg.svd((centres - mean) @ whiten, full_matrices=False).Vh[:BEGINS]
+    layer.begins_mean.copy_(mean)
+    layer.begins_projection.zero_()
+    layer.begins_projection[:, : len(between)] = (whiten @ between.T).float()
+    token_mean, token_whiten = whitening(tokens)
+    generator = torch.Generator().manual_seed(seed)
+    layer.goes_on_mean.copy_(token_mean)
+    layer.goes_on_projection.copy_(token_whiten @ random_directions(tokens.shape[1], GOES_ON, generator))
+    layer.scale.fill_(tokens.norm(dim=-1).median())

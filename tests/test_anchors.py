@@ -1,0 +1,360 @@
+"""Anchors against their slow twin, and the answer layer that reads them, on a random model."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+
+from memgraft.anchoring import ALIKE, SAME, answer_tokens, find_anchors, fit_answers
+from memgraft.anchors import BEGINS, KEY_DIM, Anchors, nearest
+from memgraft.blocks import hidden_states_before
+from memgraft.commits import Commit
+from memgraft.config import ANSWERS
+from memgraft.cues import NEVER, Cues
+from memgraft.encoding import TokenBatch
+from memgraft.errors import GraftError, StoreError, TeachingError
+from memgraft.finding import Found
+from memgraft.grafted import GraftedModel
+from memgraft.grafting import default_answer_layer, graft
+from memgraft.persistence import load
+from memgraft.reads import Recorder, recording
+from memgraft.store import lessons
+from memgraft.teaching import FrozenPrefix, Recipe, frozen, read_gradients, teach
+from tests.models import (
+    ANSWER_LAYER,
+    HIDDEN,
+    graft_with_answers,
+    lesson_at,
+    random_batch,
+    random_rows,
+    random_tokens,
+    save_tiny_model,
+    tiny_graft,
+    tiny_model,
+)
+
+DEPTH = ANSWER_LAYER + 1
+
+
+def anchors_of(*counts: int, seed: int = 0) -> Anchors:
+    """Random anchors of facts that have so many each; the first one of each is where an answer begins."""
+    generator = torch.Generator().manual_seed(seed)
+    keys = []
+    for count in counts:
+        for place in range(count):
+            key = torch.randn(KEY_DIM, generator=generator)
+            key[slice(BEGINS, KEY_DIM) if place == 0 else slice(0, BEGINS)] = 0
+            keys.append(functional.normalize(key, dim=-1))
+    facts = torch.tensor([number for number, count in enumerate(counts) for _ in range(count)])
+    return Anchors(torch.stack(keys), torch.full((len(keys),), 0.1), facts)
+
+
+@given(counts=st.lists(st.integers(1, 4), min_size=1, max_size=4), seed=st.integers(0, 30), data=st.data())
+def test_a_token_is_at_the_anchor_of_an_open_fact_that_it_exceeds_most(counts: list[int], seed: int, data: st.DataObject) -> None:
+    anchors = anchors_of(*counts, seed=seed)
+    facts = torch.tensor(data.draw(st.lists(st.integers(0, len(counts) - 1), min_size=1, max_size=4, unique=True)))
+    generator = torch.Generator().manual_seed(seed)
+    queries = torch.randn(5, KEY_DIM, generator=generator)
+    queries = torch.cat([functional.normalize(part, dim=-1) for part in queries.split([BEGINS, KEY_DIM - BEGINS], dim=-1)], dim=-1)
+    open_NF = torch.rand(5, len(facts), generator=generator) > 0.4
+    expected = []
+    for query, open_F in zip(queries, open_NF, strict=True):
+        may = set(facts[open_F].tolist())
+        above = {i: float(query @ anchors.keys[i] - anchors.least[i]) for i in range(len(anchors)) if int(anchors.facts[i]) in may}
+        best = max(above, key=lambda i: above[i], default=-1)
+        expected.append(best if best >= 0 and above[best] > 0 else -1)
+    assert nearest(anchors, queries, facts, open_NF).tolist() == expected
+
+
+def test_only_tokens_at_an_anchor_of_an_open_fact_change() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    with model.without_memory():
+        base = model(input_ids=ids, use_cache=False).logits
+        deep = hidden_states_before(model.base, model.blocks, ANSWER_LAYER, input_ids=ids)
+    model.assign_rows(*reversed(lesson_at(model, ids, 4, 8)))
+    taught = model(input_ids=ids, use_cache=False).logits
+    assert (model.opened[0][0].int().argmax(), model.answered[0].tolist()) == (4, [[-1] * 8 + [0] + [-1] * 3])
+    assert torch.equal(taught[:, :8], base[:, :8])
+    assert not torch.equal(taught[:, 8:], base[:, 8:])
+    # The slow twin: the row added by hand to the base model's states.
+    row = model.scope(0).tables.table(ANSWERS).values[0] * 1.5
+    by_hand = deep.clone()
+    by_hand[0, 8] += row
+    hook = model.blocks[ANSWER_LAYER].register_forward_pre_hook(lambda _, args, kwargs: ((by_hand, *args[1:]), kwargs), with_kwargs=True)
+    with model.without_memory():
+        torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, taught)
+    hook.remove()
+
+
+def test_where_the_subject_did_not_come_up_before_nothing_changes() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    base = model(input_ids=ids, use_cache=False).logits
+    model.assign_rows(*reversed(lesson_at(model, ids, 9, 3)))
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, base)
+    assert (set(model.opened), model.answered) == ({0}, {})
+
+
+def test_in_parts_and_as_a_whole_the_same_tokens_read() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(14))
+    model.assign_rows(*reversed(lesson_at(model, ids, 3, 10)))
+    whole = model(input_ids=ids, use_cache=False).logits
+    cache = DynamicCache()
+    parts = [model(input_ids=part, past_key_values=cache, use_cache=True).logits for part in ids.split([6, 3, 1, 1, 3], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_deep_copy_and_a_loaded_state_read_their_own_rows() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    base = model(input_ids=ids, use_cache=False).logits
+    copied = copy.deepcopy(model)
+    model.assign_rows(*reversed(lesson_at(model, ids, 4, 8)))
+    assert torch.equal(copied(input_ids=ids, use_cache=False).logits, base)
+    state = model.state()
+    taught = model(input_ids=ids, use_cache=False).logits
+    model.assign_rows({})
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, base)
+    model.assign(state)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, taught)
+
+
+def test_a_superseded_fact_reads_nothing() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    base = model(input_ids=ids, use_cache=False).logits
+    cues, rows = lesson_at(model, ids, 4, 8)
+    closed = cues.without([0])
+    assert closed.anchors is cues.anchors
+    assert closed.least.tolist() == [NEVER]
+    model.assign_rows(rows, closed)
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, base)
+
+
+def test_answers_are_cut_into_the_tokens_that_predict_them() -> None:
+    ids = torch.tensor([[9, 1, 2, 3, 4], [5, 6, 7, 8, 0]])
+    targets = torch.tensor([[False, False, False, True, True], [False, True, False, True, False]])
+    assert list(answer_tokens(ids, targets)) == [(0, {2: (), 3: (3,)}), (1, {0: (), 2: ()})]
+
+
+def test_a_fact_has_one_anchor_where_answers_begin_and_one_for_each_way_on() -> None:
+    model = graft_with_answers()
+    assert model.answers is not None
+    ids = torch.tensor([[9, 1, 2, 3, 4], [5, 6, 2, 3, 7], [5, 6, 2, 3, 4]])
+    targets = torch.tensor([[False, False, True, True, True]] * 3)
+    hidden = torch.randn(3, 5, HIDDEN, generator=torch.Generator().manual_seed(0))
+    anchors = find_anchors(model.answers, [[(ids[:1], targets[:1], hidden[:1]), (ids[1:], targets[1:], hidden[1:])]] * 2)
+    assert anchors.problem() is None
+    assert anchors.facts.tolist() == [0] * 4 + [1] * 4  # begins; 2 then 3; 2, 3 then 4; 2, 3 then 7
+    torch.testing.assert_close(anchors.least, torch.tensor([ALIKE, SAME, SAME, SAME] * 2))
+    queries = model.answers.queries(hidden[:, 1])
+    queries[:, BEGINS:] = 0
+    torch.testing.assert_close(anchors.keys[0], functional.normalize(queries.mean(0), dim=-1))
+    last = model.answers.queries(hidden[1:2, 3])[0]
+    torch.testing.assert_close(anchors.keys[3], torch.cat([torch.zeros(BEGINS), last[BEGINS:]]))
+
+
+def taught_graft() -> tuple[GraftedModel, TokenBatch, int]:
+    """A model with a lesson of one fact that is open and has an anchor for every token that predicts one of its answer."""
+    model = graft_with_answers()
+    assert model.answers is not None
+    batch = random_batch(12, 12)
+    scope = model.add_scope(opening(model, batch))
+    part = batch.input_ids, batch.targets, hidden_states_before(model.base, model.blocks, ANSWER_LAYER, input_ids=batch.input_ids)
+    model.anchor(scope, replace(model.scope(scope).cues, anchors=find_anchors(model.answers, [[part]])))
+    return model, batch, scope
+
+
+def opening(model: GraftedModel, batch: TokenBatch) -> Cues:
+    """Cues of one fact, open from each sequence's second token on: whatever it is, it is one of them."""
+    with model.without_memory():
+        hidden = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=batch.input_ids)
+    keys = model.cue_queries(hidden[:1, 1])
+    return Cues(keys, torch.full((1,), 1e-3), torch.zeros(1, dtype=torch.int64))
+
+
+def test_what_is_recorded_is_each_anchors_row_and_its_gradient() -> None:
+    model, batch, scope = taught_graft()
+    table = model.scope(scope).tables.table(ANSWERS)
+    anchors = model.scope(scope).cues.anchors
+    assert anchors is not None
+    table.assign(random_rows(range(len(anchors)), size=0.1))
+    with frozen(model), torch.enable_grad():
+        for prefix in (None, FrozenPrefix(model, ANSWER_LAYER, 2**20)):
+            loss, recorder = read_gradients(model, batch, 0, Recipe(), prefix, scope)
+            address, gradient = recorder.of_table(model, ANSWERS)
+            assert (address.weights == 1).all()
+            assert len(address.slots)
+            found = torch.zeros(len(anchors), HIDDEN).index_add_(0, address.slots.flatten(), gradient)
+            # The slow twin: the gradient of the table's values.
+            values = table.values.clone().requires_grad_(True)
+            table.values = values
+            with recording(model, Recorder(), batch.attention_mask, None, scope):
+                logits = model.base(input_ids=batch.input_ids, use_cache=False).logits[:, :-1][batch.targets[:, 1:]]
+            expected = functional.cross_entropy(logits, batch.input_ids[:, 1:][batch.targets[:, 1:]])
+            expected.backward()
+            table.values = values.detach()
+            torch.testing.assert_close(loss, expected.item())
+            torch.testing.assert_close(found, values.grad, rtol=1e-3, atol=1e-6)
+
+
+def teach_answers(monkeypatch: pytest.MonkeyPatch, model: GraftedModel, batches: list[TokenBatch], **recipe: object) -> object:
+    cues = Cues.joined([opening(model, batch) for batch in batches], model.config.query_dim)
+    monkeypatch.setattr("memgraft.teaching.find_cues", lambda *_: Found(cues, [[1]] * len(batches)))
+    return teach(model, batches, Recipe(ranking="tf", **{"passes": 4, **recipe}))
+
+
+def test_teaching_lowers_the_loss_by_rows_of_its_anchors_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graft_with_answers()
+    lesson = teach_answers(monkeypatch, model, [random_batch(12, 14), random_batch(13, 11, seed=1)])
+    assert lesson.losses[-1][0] < lesson.losses[0][0]
+    assert set(lesson.changes) == {ANSWERS}
+    assert lesson.cues is not None
+    anchors = lesson.cues.cues.anchors
+    assert anchors is not None
+    assert int(lesson.changes[ANSWERS].slots.max()) < len(anchors)
+    assert not any(len(rows) for rows in model.tables.rows().values())
+
+
+def test_teaching_repeats_exactly_with_states_kept_and_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [random_batch(12, 14), random_batch(13, 11, seed=1)]
+    first, second, uncached = (teach_answers(monkeypatch, graft_with_answers(), batches, cache_bytes=size) for size in (2**20, 2**20, 0))
+    assert first.changes == second.changes == uncached.changes
+    assert first.cues == second.cues == uncached.cues
+
+
+def test_a_model_that_cant_start_at_a_block_is_taught_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [random_batch(12, 14), random_batch(13, 11, seed=1)]
+    expected = teach_answers(monkeypatch, graft_with_answers(), batches)
+    monkeypatch.setattr("memgraft.teaching.can_start_at", lambda *_: False)
+    lesson = teach_answers(monkeypatch, graft_with_answers(), batches)
+    assert torch.equal(lesson.changes[ANSWERS].slots, expected.changes[ANSWERS].slots)
+    torch.testing.assert_close(lesson.changes[ANSWERS].values, expected.changes[ANSWERS].values, rtol=1e-3, atol=1e-4)
+
+
+def test_where_there_is_no_answer_layer_a_lesson_is_read_after_its_cues(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_graft(tiny_model(depth=DEPTH))
+    lesson = teach_answers(monkeypatch, model, [random_batch(12, 14)])
+    assert lesson.cues is not None
+    assert lesson.cues.cues.anchors is None
+    assert set(lesson.changes) == {"0"}
+
+
+def test_a_lesson_that_is_not_finite_leaves_the_memory_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = graft_with_answers()
+    monkeypatch.setattr("memgraft.teaching.row_changes", lambda *args, **_: torch.full((len(args[3]), HIDDEN), torch.nan))
+    with pytest.raises(TeachingError, match="rows of table answers would not be finite"):
+        teach_answers(monkeypatch, model, [random_batch(12, 14)])
+    assert not len(model.scoped)
+
+
+def test_a_lesson_with_anchors_survives_its_file() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    cues, rows = lesson_at(model, ids, 4, 8)
+    commit = Commit(rows, "a lesson", {}, "0" * 64, cues=cues)
+    data, header, _ = lessons.encode(commit, model.config, "here")
+    content = lessons.decode(data, model.config, "here")
+    assert (content.changes, content.cues) == (dict(rows), cues)
+    assert lessons.decode_header(header, "here")["format_version"] == 4
+    assert replace(commit, cues=replace(cues, anchors=None)).id != commit.id
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"keys": torch.ones(1, KEY_DIM)}, "keys must have unit length"),
+        ({"keys": torch.ones(1, 3)}, "keys must be"),
+        ({"least": torch.tensor([0.0])}, "least must be more than 0"),
+        ({"least": torch.tensor([torch.nan])}, "least are not finite"),
+        ({"facts": torch.tensor([1])}, "facts must count up from 0"),
+    ],
+)
+def test_anchors_that_cant_be_are_refused(change: dict[str, Tensor], message: str) -> None:
+    model = graft_with_answers()
+    cues, rows = lesson_at(model, torch.tensor(random_tokens(12)), 4, 8)
+    assert cues.anchors is not None
+    broken = replace(cues, anchors=replace(cues.anchors, **change))
+    with pytest.raises(StoreError, match=f"cues: anchors: {message}"):
+        lessons.encode(Commit(rows, "a lesson", {}, "0" * 64, cues=broken), model.config, "here")
+
+
+def test_anchors_of_other_facts_than_the_cues_are_refused() -> None:
+    model = graft_with_answers()
+    cues, rows = lesson_at(model, torch.tensor(random_tokens(12)), 4, 8)
+    broken = replace(cues, anchors=anchors_of(1, 1, 1))
+    with pytest.raises(StoreError, match="anchors: they are of 3 facts, the cues of 1"):
+        lessons.encode(Commit(rows, "a lesson", {}, "0" * 64, cues=broken), model.config, "here")
+
+
+def test_rows_without_an_anchor_and_anchors_without_a_layer_are_refused() -> None:
+    model = graft_with_answers()
+    cues, rows = lesson_at(model, torch.tensor(random_tokens(12)), 4, 8)
+    config = model.config
+    for where, commit, message in (
+        (config, Commit({ANSWERS: random_rows([1])}, "", {}, "", cues=cues), r"slots must lie in \[0, 1\)"),
+        (config, Commit(rows, "", {}, "", cues=replace(cues, anchors=None)), "no such table, the lesson has no anchors"),
+        (config, Commit({"0": random_rows([1])}, "", {}, "", cues=cues), "no such table, the lesson has anchors"),
+        (config.model_copy(update={"answer_layer": None}), Commit(rows, "", {}, "", cues=cues), "the memory has no answer layer"),
+    ):
+        with pytest.raises(StoreError, match=message):
+            lessons.encode(commit, where, "here")
+
+
+@pytest.mark.parametrize("at_once", [0, 5, 1 << 24])
+def test_anchors_meet_where_a_token_may_be_at_one_of_both(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memgraft.anchors.AT_ONCE", at_once)
+    one, other = anchors_of(2, 3), anchors_of(1, 2, seed=1)
+    high = max(float(a @ b) for a in one.keys for b in other.keys)
+    for least, meets in ((high - 0.01, True), (high + 0.01, False)):
+        strict, lax = replace(one, least=one.least.fill_(0.99)), replace(other, least=torch.full_like(other.least, least))
+        assert strict.meets(lax) == lax.meets(strict) == meets
+    assert one.meets(one)
+
+
+def test_lessons_meet_where_cues_and_anchors_do() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    cues, other = lesson_at(model, ids, 4, 8)[0], lesson_at(model, ids, 4, 6)[0]
+    assert cues.meets(cues)
+    assert not cues.meets(other)
+    assert cues.meets(replace(other, anchors=None))
+
+
+def test_the_default_layer_lies_behind_the_memory_or_there_is_none() -> None:
+    assert default_answer_layer(30, (10,)) == 22
+    assert default_answer_layer(24, (8,)) == 18
+    assert default_answer_layer(30, (10, 25)) is None
+    assert default_answer_layer(1, (0,)) is None
+    tiny = tiny_model(depth=DEPTH)
+    with pytest.raises(GraftError, match="answer_layer must lie behind the memory layers"):
+        graft(tiny, tiny_graft(tiny).tokenizer, layers=[2], answer_layer=1, background=["a text"], slots=64)
+
+
+def test_a_graft_is_saved_and_loaded_with_its_answer_layer(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", depth=DEPTH)
+    model = graft(folder, background=["The ship left the harbour at dawn.", "A lamp stood by the chair."], slots=64)
+    assert model.config.answer_layer == ANSWER_LAYER
+    model.save(tmp_path / "store")
+    loaded = load(tmp_path / "store")
+    assert loaded.memory_tensors().keys() == model.memory_tensors().keys()
+    assert all(torch.equal(tensor, loaded.memory_tensors()[name]) for name, tensor in model.memory_tensors().items())
+    assert model.answers is not None
+    assert float(model.answers.begins_projection.abs().sum()) > 0
+
+
+def test_a_context_too_short_for_any_question_is_refused() -> None:
+    model = tiny_graft(tiny_model(depth=DEPTH, max_position_embeddings=8), answer_layer=ANSWER_LAYER)
+    with pytest.raises(GraftError, match="context is too short"):
+        fit_answers(model, seed=0)
