@@ -367,7 +367,7 @@ class TestNothingIsLost:
 
         def poisoned(*args: Any) -> tuple[float, Recorder]:
             loss, recorder = read_gradients(*args)
-            recorder.reads[0][0].gradient = torch.full_like(recorder.of_table(model, "0")[1], torch.nan)
+            recorder.reads["0"][0].gradient = torch.full_like(recorder.of_table(model, "0")[1], torch.nan)
             return loss, recorder
 
         monkeypatch.setattr("memgraft.teaching.read_gradients", poisoned)
@@ -451,11 +451,12 @@ def test_the_frozen_prefix_keeps_what_fits_and_computes_the_rest_again() -> None
     model = graft_with_usage()
     ids, mask = token_rows(random_tokens(5))
     size = 5 * 32 * 4
-    prefix = FrozenPrefix(model, size + 1)
+    prefix = FrozenPrefix(model, model.config.layers[0], size + 1)
     with frozen(model):
-        first = prefix.hidden_states((0, 0), ids, mask)
-        other = prefix.hidden_states((1, 0), ids, mask)
-    assert torch.equal(first, other)
+        first = prefix.entered((0, 0), ids, mask)
+        other = prefix.entered((1, 0), ids, mask)
+    assert torch.equal(first.hidden_states, other.hidden_states)
+    assert first.open == other.open == {}
     assert list(prefix.kept) == [(0, 0)]
     assert prefix.budget == 1
 
