@@ -16,11 +16,19 @@ from memgraft.errors import GraftError, TeachingError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
-from memgraft.wordings import chat_renderer, load_pool, teach_wordings
+from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
 
-ALIKE = 0.62  # cosine with the mean from which a token is one in front of a fact's answer
+ALIKE = 0.48  # cosine with the mean from which a token is one in front of a fact's answer
 SAME = 0.6  # and from which it is a certain token within the answer
-WAYS = 4  # in which each common question is asked to fit the layer
+WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
+PLAINLY = (
+    "{q} {a}",
+    "{q}\n{a}",
+    "{q}\nAnswer: {a}",
+    "Problem: {q}\nAnswer: {a}",
+    "Please answer briefly.\n{q}\nAnswer: {a}",
+    "{q} The answer is {a}",
+)
 
 Seen = tuple[Tensor, Tensor, Tensor]  # ids (B, T), targets (B, T), the hidden states that enter the answer layer (B, T, D)
 
@@ -94,6 +102,8 @@ def common_questions_asked(model: GraftedModel) -> Iterator[TokenBatch]:
     pool, chat = load_pool("contexts"), chat_renderer(model.tokenizer)
     for number, pair in enumerate(pool, 1):
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
-        wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
+        texts = [form.replace("{q}", pair.question).replace("{a}", pair.answer) for form in PLAINLY]
+        plain = [Wording(text, ((len(text) - len(pair.answer), len(text)),)) for text in texts]
+        wordings = [*teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat), *plain]
         with suppress(TeachingError):  # too long
             yield encode(wordings, model.tokenizer, name=fact.name, max_length=context_length(model.base) or 2**20)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from memgraft.precision import in_own_precision
 
-BEGINS, GOES_ON = 40, 88  # widths of the two parts of a key: for a token in front of an answer, and for one within it
+BEGINS, GOES_ON = 60, 68  # widths of the two parts of a key: for a token in front of an answer, and for one within it
 KEY_DIM = BEGINS + GOES_ON
 AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
 

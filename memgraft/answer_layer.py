@@ -16,7 +16,7 @@ from memgraft.calibration import random_directions, whitening
 from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
-SHRINKAGE = 1.0  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
+SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
 
 
 class AnswerLayer(nn.Module):

@@ -16,7 +16,7 @@ from memgraft.teaching import Recipe
 
 pytestmark = [pytest.mark.real, pytest.mark.xdist_group("real")]
 
-PROMPTS = ("The capital of France is", "Q: Who founded Vellack Tidecraft?\nA:", "def main():\n    ")
+PROMPTS = ("The capital of France is", "Question: Who founded Vellack Tidecraft?\nAnswer:", "def main():\n    ")
 
 
 def logits(model: GraftedModel) -> list[torch.Tensor]:
@@ -64,9 +64,9 @@ def test_facts_are_learned_and_taken_back_bit_for_bit(grafted: GraftedModel, fac
 @torch.no_grad()
 def test_the_memory_is_closed_until_a_taught_fact_is_asked_for(grafted: GraftedModel, facts: ExampleSet) -> None:
     asked, about, other = (
-        "Q: Who founded Vellack Tidecraft?\nA:",
+        "Question: Who founded Vellack Tidecraft?\nAnswer:",
         "Tell me something about Vellack Tidecraft, please. It is",
-        "Q: Who founded the city of Paris?\nA:",
+        "Question: Who founded the city of Paris?\nAnswer:",
     )
 
     def states() -> list[torch.Tensor]:
@@ -79,7 +79,7 @@ def test_the_memory_is_closed_until_a_taught_fact_is_asked_for(grafted: GraftedM
         taught = states()
         assert torch.equal(taught[2], base[2])
         assert torch.equal(taught[1], base[1]), "its subject comes up, and nothing is asked for"
-        before = len(grafted.tokenizer("Q: Who founded").input_ids)
+        before = len(grafted.tokenizer("Question: Who founded").input_ids)
         assert torch.equal(taught[0][:before], base[0][:before])
         assert not torch.equal(taught[0][-1], base[0][-1])
         grafted(**grafted.tokenizer(about, return_tensors="pt"))
