@@ -8,6 +8,7 @@ from contextlib import suppress
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from memgraft.anchors import BEGINS, KEY_DIM, Anchors
 from memgraft.answer_layer import AnswerLayer, calibrate
@@ -78,7 +79,7 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
 
     assert model.answers is not None
     assert model.config.answer_layer is not None
-    batches = list(common_questions_asked(model))
+    batches = list(common_questions_asked(model.tokenizer, context_length(model.base) or 2**20))
     if not batches:
         raise GraftError(
             "answer_layer: the model's context is too short for questions with their answers; graft without (answer_layer None)"
@@ -97,13 +98,13 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
     calibrate(model.answers, torch.stack(begins), torch.tensor(questions), torch.cat(within), seed=seed)
 
 
-def common_questions_asked(model: GraftedModel) -> Iterator[TokenBatch]:
-    """The package's common questions, each in several forms, as far as they fit the model's context."""
-    pool, chat = load_pool("contexts"), chat_renderer(model.tokenizer)
+def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[TokenBatch]:
+    """The package's common questions, each in several forms; those of which one is longer than `max_length` tokens are left out."""
+    pool, chat = load_pool("contexts"), chat_renderer(tokenizer)
     for number, pair in enumerate(pool, 1):
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
         texts = [form.replace("{q}", pair.question).replace("{a}", pair.answer) for form in PLAINLY]
         plain = [Wording(text, ((len(text) - len(pair.answer), len(text)),)) for text in texts]
         wordings = [*teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat), *plain]
         with suppress(TeachingError):  # too long
-            yield encode(wordings, model.tokenizer, name=fact.name, max_length=context_length(model.base) or 2**20)
+            yield encode(wordings, tokenizer, name=fact.name, max_length=max_length)

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memgraft.anchoring import fit_answers
+from memgraft.anchoring import common_questions_asked, fit_answers
 from memgraft.background import Background, read_background, write_background
 from memgraft.blocks import check_causal, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
@@ -62,7 +62,8 @@ def graft(
         source: a Hub id, a local folder, a `.gguf` file, or a loaded model (then with its `tokenizer`).
         slots: of each value table, a square number. Raise `background_tokens` with it, or usage protects little.
         layers: decoder blocks in front of which a memory layer sits; by default one at a third of the depth. Facts are read in front of
-            a later one, the `answer_layer`, by default at three quarters of the depth; None: facts too are read by the memory layers.
+            a later one, the `answer_layer`, by default at three quarters of the depth. Where that is None, as in models whose context
+            holds no question with its answer, facts too are read by the memory layers.
         background: text that stands for what must be preserved: a `.txt` or `.jsonl` file, `hf:DATASET[:SPLIT[:FIELD]]`, or the
             texts themselves. By default the model writes it.
         background_tokens: how much of it to use; a tenth is kept out of the usage, to measure drift on.
@@ -85,7 +86,7 @@ def graft(
     blocks = find_blocks(model)
     check_causal(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
-    if "answer_layer" not in memory:
+    if "answer_layer" not in memory and any(common_questions_asked(tokenizer, context_length(model) or 2**20)):
         config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source

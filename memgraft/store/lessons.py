@@ -217,13 +217,19 @@ def still_open(cues: Cues | None, closed: Collection[int]) -> Cues | None:
 
 
 def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Mapping[str, Tensor]) -> Overlap | None:
-    """What taking `changes` away takes from the slots of a later lesson that is read together; None where they share no slot."""
+    """What taking `changes` away takes from the slots of a later lesson that is read together; None where they share no slot.
+
+    Anchors of two lessons have rows of their own: where tokens may be at anchors of both, all of them count.
+    """
     import torch
 
     shared, square = 0, 0.0
     for table, rows in changes.items():
         theirs = later.get(table)
-        if theirs is not None and len(theirs):
+        if theirs is not None and len(theirs) and table == ANSWERS:
+            shared += len(theirs)
+            square += float(rows.values.double().square().sum())
+        elif theirs is not None and len(theirs):
             mask = theirs[torch.searchsorted(theirs, rows.slots).clamp(max=len(theirs) - 1)] == rows.slots
             shared += int(mask.sum())
             square += float(rows.values[mask].double().square().sum())
