@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from benchmarks.results import winners
 from memgraft.comparison.summary import BASE, MEMORY
 
-COLORS = ("#b5482f", "#c98a1b", "#6a51a3", "#4a7c3a", "#a03a6e", "#70543e", "#777777", "#333333")
+COLORS = ("#b5482f", "#c98a1b", "#6a51a3", "#4a7c3a", "#a03a6e", "#70543e", "#777777", "#333333", "#9aa83a")
 OWN = "#1f6f8b"
 
 

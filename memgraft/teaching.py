@@ -46,7 +46,9 @@ class Recipe(Config):
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
     passes: int = Field(10, gt=0, description="times that each batch is taught, at most")
-    rows: int | None = Field(84, gt=0, description="rows that a lesson keeps per batch, on average: those that changed most; none: all")
+    rows: int | None = Field(
+        84, gt=0, description="rows that a lesson of memory layers keeps per batch, on average; none: all. Anchors keep theirs"
+    )
     settling: int = Field(4, ge=0, description="passes, the last ones, that change only the rows that are kept")
     pruning: int = Field(3, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")

@@ -45,7 +45,7 @@ def learn(
         typer.Option(
             parser=parse_limit,
             metavar="N|none",
-            help="Rows per fact that the lesson keeps, on average; none: all that it changed.",
+            help="Rows per example that a lesson of memory layers keeps, on average; none: all. Facts with anchors keep theirs.",
             show_default="84",
         ),
     ] = None,
