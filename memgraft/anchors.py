@@ -13,6 +13,7 @@ Shape suffixes: B sequences, T tokens, N open tokens, A anchors, K key width, F 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -24,6 +25,27 @@ from memgraft.precision import in_own_precision
 BEGINS, GOES_ON = 60, 68  # widths of the two parts of a key: for a token in front of an answer, and for one within it
 KEY_DIM = BEGINS + GOES_ON
 AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
+
+
+def keys_problem(tensors: Mapping[str, Tensor], width: int) -> str | None:
+    """Why keys, least cosines and fact numbers can't belong to each other; None when they can."""
+    count = len(tensors["least"])
+    shapes = {"keys": (count, width), "least": (count,), "facts": (count,)}
+    for name, tensor in tensors.items():
+        dtype = torch.int64 if name == "facts" else torch.float32
+        if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
+            return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
+        if not bool(torch.isfinite(tensor).all()):
+            return f"{name} are not finite"
+    if count and bool(((tensors["keys"].norm(dim=-1) - 1).abs() > 1e-3).any()):
+        return "keys must have unit length"
+    if bool((tensors["least"] <= 0).any()):
+        return "least must be more than 0"
+    facts = tensors["facts"]
+    steps = facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
+    if count and (int(facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):
+        return "facts must count up from 0 in steps of 1"
+    return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,24 +73,7 @@ class Anchors:
 
     def problem(self) -> str | None:
         """Why these can't be anchors; None when they can."""
-        count = len(self.least)
-        shapes = {"keys": (count, KEY_DIM), "least": (count,), "facts": (count,)}
-        for name, tensor in self.tensors().items():
-            dtype = torch.int64 if name == "facts" else torch.float32
-            if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
-                return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
-            if not bool(torch.isfinite(tensor).all()):
-                return f"{name} are not finite"
-        if not count:
-            return "there are none"
-        if bool(((self.keys.norm(dim=-1) - 1).abs() > 1e-3).any()):
-            return "keys must have unit length"
-        if bool((self.least <= 0).any()):
-            return "least must be more than 0"
-        steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
-        if int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any()):
-            return "facts must count up from 0 in steps of 1"
-        return None
+        return keys_problem(self.tensors(), KEY_DIM) or (None if len(self) else "there are none")
 
     def meets(self, other: Anchors) -> bool:
         """Whether a token may be at an anchor of both."""

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from memgraft.anchors import Anchors, Opened
+from memgraft.anchors import Anchors, Opened, keys_problem
 from memgraft.precision import in_own_precision
 
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
@@ -111,21 +111,9 @@ class Cues:
 
     def problem(self, width: int) -> str | None:
         """Why these can't be cues for queries of that width; None when they can."""
-        count = len(self.least)
-        shapes = {"keys": (count, width), "least": (count,), "facts": (count,)}
-        for name, tensor in self._own().items():
-            dtype = torch.int64 if name == "facts" else torch.float32
-            if tensor.dtype != dtype or tuple(tensor.shape) != shapes[name]:
-                return f"{name} must be {dtype} of shape {shapes[name]}, got {tensor.dtype} {tuple(tensor.shape)}"
-            if not bool(torch.isfinite(tensor).all()):
-                return f"{name} are not finite"
-        if count and bool(((self.keys.norm(dim=-1) - 1).abs() > 1e-3).any()):
-            return "keys must have unit length"
-        if bool((self.least <= 0).any()):
-            return "least must be more than 0"
-        steps = self.facts.diff(prepend=torch.zeros(1, dtype=torch.int64))
-        if count and (int(self.facts[0]) != 0 or bool(((steps != 0) & (steps != 1)).any())):
-            return "facts must count up from 0 in steps of 1"
+        problem = keys_problem(self._own(), width)
+        if problem:
+            return problem
         if self.anchors is not None:
             problem = self.anchors.problem()
             if problem:
