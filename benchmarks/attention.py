@@ -23,9 +23,10 @@ from memgraft import attention
 from memgraft.baselines.training import backward
 from memgraft.comparison.runs import environment
 from memgraft.encoding import TokenBatch
+from memgraft.entering import FrozenPrefix, frozen
 from memgraft.grafting import graft
 from memgraft.models import demo_model_path, load_model
-from memgraft.teaching import FrozenPrefix, Recipe, frozen, read_gradients
+from memgraft.teaching import Recipe, read_gradients
 
 LENGTHS = (16, 17, 20, 25, 54, 70, 74, 79)
 PAIRS = 7

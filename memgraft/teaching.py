@@ -8,10 +8,10 @@ batch read against background usage, and lets a writer change the chosen rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,18 +19,19 @@ from pydantic import Field
 from torch import Tensor
 
 from memgraft.anchoring import find_anchors
-from memgraft.anchors import Opened
 from memgraft.attention import quick_attention
-from memgraft.blocks import can_start_at, hidden_states_before, starting_at
+from memgraft.blocks import can_start_at
 from memgraft.commits import Rows, sum_rows
 from memgraft.config import ANSWERS, Config
 from memgraft.covariance import BackgroundReads, background_reads
 from memgraft.encoding import TokenBatch
+from memgraft.entering import FrozenPrefix, entering, frozen, parts_of, round_key
 from memgraft.errors import TeachingError
 from memgraft.finding import Found, find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.memory import Tables, ValueTable
 from memgraft.progress import Keeper, Progress
+from memgraft.pruning import difference, keep_largest, pruned_to, rounded
 from memgraft.ranking import Ranking, choose, score
 from memgraft.reads import Recorder, recording
 from memgraft.usage import Usage, count_accesses
@@ -88,84 +89,6 @@ class Step:
     loss: float
 
 
-class Entered(NamedTuple):
-    """What enters the block at which a step starts."""
-
-    hidden_states: Tensor  # (B, T, D) in the base model's dtype
-    open: dict[int, Opened]  # number of a lesson → which of its facts are open, where the memory was read on the way
-
-
-class FrozenPrefix:
-    """What no step changes, computed once per micro-batch and kept while it fits: all below the layer that is taught.
-
-    Below the answer layer that is the memory's own reads as well; below the first memory layer there are none.
-    """
-
-    def __init__(self, model: GraftedModel, layer: int, budget_bytes: int) -> None:
-        self.model = model
-        self.layer = layer
-        self.budget = budget_bytes
-        self.kept: dict[tuple[int, int], Entered] = {}
-
-    def entered(self, key: tuple[int, int], ids: Tensor, mask: Tensor) -> Entered:
-        """What enters the layer, for one micro-batch."""
-        model = self.model
-        if key in self.kept:
-            entered = self.kept[key]
-            return Entered(entered.hidden_states.to(model.device), entered.open)
-        with nullcontext() if self.layer == model.config.answer_layer else model.without_memory():
-            hidden = hidden_states_before(model.base, model.blocks, self.layer, input_ids=ids, attention_mask=mask)
-        entered = Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
-        size = hidden.nbytes + sum(opened.tokens.nbytes for opened in entered.open.values())
-        if size <= self.budget:
-            self.budget -= size
-            self.kept[key] = Entered(hidden.cpu(), entered.open)
-        return entered
-
-    @contextmanager
-    def starting(self, entered: Entered) -> Iterator[None]:
-        """Within, a pass starts at the layer."""
-        with ExitStack() as stack:
-            stack.enter_context(starting_at(self.model.blocks, self.layer, entered.hidden_states))
-            if self.layer == self.model.config.answer_layer:
-                stack.enter_context(self.model.given_open(entered.open))
-            yield
-
-
-class Part(NamedTuple):
-    """Sequences of a batch that are computed together, without columns of padding alone."""
-
-    ids: Tensor  # (B, T) int64
-    mask: Tensor  # (B, T) bool
-    targets: Tensor  # (B, T) bool
-    writable: Tensor  # (B, T) bool
-
-
-def parts_of(batch: TokenBatch, limit: int, device: torch.device) -> Iterator[Part]:
-    """The micro-batches of a batch on a device, see `micro_batches`."""
-    writable = batch.attention_mask if batch.writable is None else batch.writable
-    for chosen in micro_batches(batch, limit):
-        width = int(batch.attention_mask[chosen].sum(-1).max())
-        yield Part(*(t[chosen, :width].to(device) for t in (batch.input_ids, batch.attention_mask, batch.targets, writable)))
-
-
-@contextmanager
-def frozen(model: GraftedModel) -> Iterator[None]:
-    """Within, the base model is in evaluation mode and none of its parameters asks for a gradient."""
-    modes = [(module, module.training) for module in model.base.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in model.base.parameters()]
-    model.base.eval()
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-
-
 def target_logits(model: GraftedModel, targets: Tensor, **inputs: Tensor) -> Tensor:
     """Logits (M, vocabulary) that predict the M tokens marked in targets (B, T), row by row.
 
@@ -182,19 +105,6 @@ def target_logits(model: GraftedModel, targets: Tensor, **inputs: Tensor) -> Ten
     finally:
         handle.remove()
     return logits[0]
-
-
-def micro_batches(batch: TokenBatch, limit: int) -> list[Tensor]:
-    """Sequence indices to compute together, longest first: at most `limit` padded tokens and a third of padding, at least one."""
-    lengths = batch.attention_mask.sum(-1)
-    parts: list[list[int]] = []
-    for index in lengths.sort(descending=True, stable=True).indices.tolist():
-        width = int(lengths[parts[-1][0]]) if parts else 0
-        if parts and lengths[index] * 3 >= width * 2 and (len(parts[-1]) + 1) * width <= limit:
-            parts[-1].append(index)
-        else:
-            parts.append([index])
-    return [torch.tensor(part) for part in parts]
 
 
 def read_gradients(
@@ -352,7 +262,13 @@ def _teach(
     prefix = FrozenPrefix(model, layer, budget) if can_start_at(model.base, model.blocks, layer) else None
     if answers is not None and scope is not None:
         states = prefix or FrozenPrefix(model, layer, 0)
-        model.anchor(scope, replace(model.scope(scope).cues, anchors=find_anchors(answers, _entering(model, batches, states, recipe))))
+        model.anchor(
+            scope,
+            replace(
+                model.scope(scope).cues,
+                anchors=find_anchors(answers, entering(model, batches, states, recipe.passes, recipe.micro_batch_tokens)),
+            ),
+        )
         recipe = recipe.model_copy(update={"rows": None})  # every anchor keeps its row
     own = None if scope is None else model.scope(scope).tables
     tables = own or model.tables
@@ -405,26 +321,6 @@ def _teach(
     return Lesson(changes, progress.losses, written)
 
 
-def _entering(
-    model: GraftedModel, batches: Sequence[TokenBatch], prefix: FrozenPrefix, recipe: Recipe
-) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:
-    """Of each batch ids, targets and what enters the layer, of all that it will be taught in."""
-
-    def of_batch(index: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for turn in range(min(recipe.passes, len(batches[index].rounds))):
-            for number, part in enumerate(parts_of(batches[index].round(turn), recipe.micro_batch_tokens, model.device)):
-                with quick_attention(model.base, part.ids.shape[1]):  # as when they are taught
-                    entered = prefix.entered((round_key(index, turn, batches), number), part.ids, part.mask)
-                yield part.ids, part.targets, entered.hidden_states
-
-    return map(of_batch, range(len(batches)))
-
-
-def round_key(index: int, turn: int, batches: Sequence[TokenBatch]) -> int:
-    """A number for what batch `index` teaches in a pass, the same where it is the same."""
-    return index + len(batches) * (turn % len(batches[index].rounds))
-
-
 def check_loss(loss: float, first: float | None, vocabulary: int, name: str, turn: int) -> None:
     """TeachingError for a loss that is not finite, or that exploded.
 
@@ -434,47 +330,3 @@ def check_loss(loss: float, first: float | None, vocabulary: int, name: str, tur
     if not math.isfinite(loss) or (first is not None and loss > limit):
         what = f"exploded to {loss:.3g}" if math.isfinite(loss) else f"is {loss}"
         raise TeachingError(f"{name}: the loss {what} in pass {turn + 1}; nothing was written; try a lower learning rate")
-
-
-def rounded(rows: Rows, dtype: Literal["float32", "bfloat16"]) -> Rows:
-    """Rows rounded to a dtype, in fp32; those that become zero are left out."""
-    if dtype == "float32":
-        return rows
-    values = rows.values.bfloat16().float()
-    changed = (values != 0).any(-1)
-    return Rows(rows.slots[changed], values[changed])
-
-
-def pruned_to(tables: Tables, before: Mapping[str, Rows], target: int, steps: int) -> int:
-    """How many rows to keep now, where `steps` steps by one factor, this one included, lead from those that changed to `target`."""
-    changed = sum(len(difference(rows, before[name])) for name, rows in tables.rows().items())
-    return target if changed <= target else round(changed * (target / changed) ** (1 / steps))
-
-
-def keep_largest(tables: Tables, before: Mapping[str, Rows], count: int) -> None:
-    """Take back all but the `count` rows, over all tables, that changed most since `before`; ties by table, then slot.
-
-    Rows taken back hold the bits that they held before. Most of what a lesson writes are small changes of many rows, which
-    teach little and are read by others (docs/concepts.md).
-    """
-    changes = {name: difference(rows, before[name]) for name, rows in tables.rows().items()}
-    norms = torch.cat([change.values.norm(dim=-1) for change in changes.values()])
-    chosen = torch.zeros(len(norms), dtype=torch.bool)
-    chosen[norms.sort(descending=True, stable=True).indices[:count]] = True
-    rows = {}
-    for (name, change), mine in zip(changes.items(), chosen.split([len(change) for change in changes.values()]), strict=True):
-        kept, after = change.slots[mine], tables.table(name).rows
-        new = torch.isin(after.slots, kept)
-        old = ~torch.isin(before[name].slots, kept)
-        slots, order = torch.cat([after.slots[new], before[name].slots[old]]).sort()
-        rows[name] = Rows(slots, torch.cat([after.values[new], before[name].values[old]])[order])
-    tables.assign(rows)
-
-
-def difference(after: Rows, before: Rows) -> Rows:
-    """What was added to the rows `before` to make `after`; rows that did not change are left out."""
-    values = after.values.clone()
-    at = torch.searchsorted(after.slots, before.slots)
-    values[at] -= before.values
-    changed = (values != 0).any(-1)
-    return Rows(after.slots[changed], values[changed])

@@ -21,6 +21,7 @@ from memgraft.commits import Commit
 from memgraft.config import ANSWERS
 from memgraft.cues import NEVER, Cues
 from memgraft.encoding import TokenBatch
+from memgraft.entering import FrozenPrefix, frozen
 from memgraft.errors import GraftError, StoreError, TeachingError
 from memgraft.finding import Found
 from memgraft.grafted import GraftedModel
@@ -28,7 +29,7 @@ from memgraft.grafting import default_answer_layer, graft
 from memgraft.persistence import load
 from memgraft.reads import Recorder, recording
 from memgraft.store import lessons
-from memgraft.teaching import FrozenPrefix, Recipe, frozen, read_gradients, teach
+from memgraft.teaching import Recipe, read_gradients, teach
 from tests.models import (
     ANSWER_LAYER,
     HIDDEN,

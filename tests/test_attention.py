@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 from memgraft import attention
 from memgraft.attention import LONGEST, quick_attention
 from memgraft.baselines.training import backward
+from memgraft.entering import frozen
 from memgraft.grafted import GraftedModel
-from memgraft.teaching import Recipe, frozen, read_gradients
+from memgraft.teaching import Recipe, read_gradients
 from tests.models import ARCHITECTURES, random_batch, tiny_graft, tiny_model
 
 

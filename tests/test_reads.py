@@ -11,11 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from memgraft.entering import FrozenPrefix, frozen, micro_batches
 from memgraft.grafted import GraftedModel
 from memgraft.memory import Address
 from memgraft.reads import Recorder, recording
 from memgraft.reference import dense_read
-from memgraft.teaching import FrozenPrefix, Recipe, frozen, micro_batches, read_gradients
+from memgraft.teaching import Recipe, read_gradients
 from memgraft.usage import count_accesses
 from memgraft.writers import address_matrix
 from tests.models import dense, fill, random_batch, random_tokens, tiny_graft, tiny_model, token_rows

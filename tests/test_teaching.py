@@ -16,21 +16,12 @@ from torch import Tensor
 
 from memgraft.commits import Commit, Rows
 from memgraft.encoding import TokenBatch, joined
+from memgraft.entering import FrozenPrefix, frozen
 from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
+from memgraft.pruning import difference, keep_largest
 from memgraft.reads import Recorder
-from memgraft.teaching import (
-    FrozenPrefix,
-    Recipe,
-    Step,
-    check_loss,
-    difference,
-    frozen,
-    keep_largest,
-    read_gradients,
-    target_logits,
-    teach,
-)
+from memgraft.teaching import Recipe, Step, check_loss, read_gradients, target_logits, teach
 from memgraft.usage import merge_taught
 from memgraft.writers import SGD, Adam, LeastInterference, Writer
 from tests.models import (

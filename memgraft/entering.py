@@ -1,0 +1,130 @@
+"""What enters the layer that is taught.
+
+All below it is frozen: computed once for each micro-batch, and kept over passes while it fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from memgraft.anchors import Opened
+from memgraft.attention import quick_attention
+from memgraft.blocks import hidden_states_before, starting_at
+from memgraft.encoding import TokenBatch
+from memgraft.grafted import GraftedModel
+
+
+@contextmanager
+def frozen(model: GraftedModel) -> Iterator[None]:
+    """Within, the base model is in evaluation mode and none of its parameters asks for a gradient."""
+    modes = [(module, module.training) for module in model.base.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in model.base.parameters()]
+    model.base.eval()
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+class Entered(NamedTuple):
+    """What enters the block at which a step starts."""
+
+    hidden_states: Tensor  # (B, T, D) in the base model's dtype
+    open: dict[int, Opened]  # number of a lesson → which of its facts are open, where the memory was read on the way
+
+
+class FrozenPrefix:
+    """What no step changes, computed once per micro-batch and kept while it fits: all below the layer that is taught.
+
+    Below the answer layer that is the memory's own reads as well; below the first memory layer there are none.
+    """
+
+    def __init__(self, model: GraftedModel, layer: int, budget_bytes: int) -> None:
+        self.model = model
+        self.layer = layer
+        self.budget = budget_bytes
+        self.kept: dict[tuple[int, int], Entered] = {}
+
+    def entered(self, key: tuple[int, int], ids: Tensor, mask: Tensor) -> Entered:
+        """What enters the layer, for one micro-batch."""
+        model = self.model
+        if key in self.kept:
+            entered = self.kept[key]
+            return Entered(entered.hidden_states.to(model.device), entered.open)
+        with nullcontext() if self.layer == model.config.answer_layer else model.without_memory():
+            hidden = hidden_states_before(model.base, model.blocks, self.layer, input_ids=ids, attention_mask=mask)
+        entered = Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
+        size = hidden.nbytes + sum(opened.tokens.nbytes for opened in entered.open.values())
+        if size <= self.budget:
+            self.budget -= size
+            self.kept[key] = Entered(hidden.cpu(), entered.open)
+        return entered
+
+    @contextmanager
+    def starting(self, entered: Entered) -> Iterator[None]:
+        """Within, a pass starts at the layer."""
+        with ExitStack() as stack:
+            stack.enter_context(starting_at(self.model.blocks, self.layer, entered.hidden_states))
+            if self.layer == self.model.config.answer_layer:
+                stack.enter_context(self.model.given_open(entered.open))
+            yield
+
+
+class Part(NamedTuple):
+    """Sequences of a batch that are computed together, without columns of padding alone."""
+
+    ids: Tensor  # (B, T) int64
+    mask: Tensor  # (B, T) bool
+    targets: Tensor  # (B, T) bool
+    writable: Tensor  # (B, T) bool
+
+
+def parts_of(batch: TokenBatch, limit: int, device: torch.device) -> Iterator[Part]:
+    """The micro-batches of a batch on a device, see `micro_batches`."""
+    writable = batch.attention_mask if batch.writable is None else batch.writable
+    for chosen in micro_batches(batch, limit):
+        width = int(batch.attention_mask[chosen].sum(-1).max())
+        yield Part(*(t[chosen, :width].to(device) for t in (batch.input_ids, batch.attention_mask, batch.targets, writable)))
+
+
+def micro_batches(batch: TokenBatch, limit: int) -> list[Tensor]:
+    """Sequence indices to compute together, longest first: at most `limit` padded tokens and a third of padding, at least one."""
+    lengths = batch.attention_mask.sum(-1)
+    parts: list[list[int]] = []
+    for index in lengths.sort(descending=True, stable=True).indices.tolist():
+        width = int(lengths[parts[-1][0]]) if parts else 0
+        if parts and lengths[index] * 3 >= width * 2 and (len(parts[-1]) + 1) * width <= limit:
+            parts[-1].append(index)
+        else:
+            parts.append([index])
+    return [torch.tensor(part) for part in parts]
+
+
+def round_key(index: int, turn: int, batches: Sequence[TokenBatch]) -> int:
+    """A number for what batch `index` teaches in a pass, the same where it is the same."""
+    return index + len(batches) * (turn % len(batches[index].rounds))
+
+
+def entering(
+    model: GraftedModel, batches: Sequence[TokenBatch], prefix: FrozenPrefix, passes: int, micro_batch_tokens: int
+) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:
+    """Of each batch ids, targets and what enters the layer, of all that it will be taught in."""
+
+    def of_batch(index: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for turn in range(min(passes, len(batches[index].rounds))):
+            for number, part in enumerate(parts_of(batches[index].round(turn), micro_batch_tokens, model.device)):
+                with quick_attention(model.base, part.ids.shape[1]):  # as when they are taught
+                    entered = prefix.entered((round_key(index, turn, batches), number), part.ids, part.mask)
+                yield part.ids, part.targets, entered.hidden_states
+
+    return map(of_batch, range(len(batches)))
