@@ -116,11 +116,13 @@ class GraftedModel(nn.Module):
         if index == 0:  # what is open after a cue is open in all layers
             self._open_facts = self._listen(hidden_states, cache_among(args, kwargs))
             self.opened = {number: opened.tokens.any(-1) for number, opened in self._open_facts.items()}
-        here = {number: tokens for number, tokens in self.opened.items() if self.scope(number).cues.anchors is None}
-        if not here and not len(memory.table.slots) and memory.on_read is None:
+        read = []
+        for number, tokens in self.opened.items():
+            scoped = self.scope(number)
+            if scoped.cues.anchors is None and len((table := scoped.tables.table(self.config.table_of(index))).slots):
+                read.append((table, tokens.to(hidden_states.device)))
+        if not read and not len(memory.table.slots) and memory.on_read is None:
             return None
-        name = self.config.table_of(index)
-        read = [(self.scope(number).tables.table(name), tokens.to(hidden_states.device)) for number, tokens in here.items()]
         return with_hidden_states(args, kwargs, hidden_states + memory(hidden_states, read))
 
     def _add_answers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:

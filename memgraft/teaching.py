@@ -234,6 +234,8 @@ def teach(
                 stack.enter_context(model.without_threshold())
             else:
                 usages = [model.usage] * len(batches)  # the slots of earlier lessons are no matter: nobody else reads these rows
+            # Once for all batches where none is long: to choose an implementation takes as long as to compute a layer.
+            stack.enter_context(quick_attention(model.base, max(batch.input_ids.shape[1] for batch in batches)))
             with torch.enable_grad():
                 lesson = _teach(model, batches, recipe, usages, scope, keeper, on_step)
             return replace(lesson, cues=cues and Found(model.scope(len(model.scoped) - 1).cues.to(torch.device("cpu")), cues.tokens))
@@ -262,13 +264,8 @@ def _teach(
     prefix = FrozenPrefix(model, layer, budget) if can_start_at(model.base, model.blocks, layer) else None
     if answers is not None and scope is not None:
         states = prefix or FrozenPrefix(model, layer, 0)
-        model.anchor(
-            scope,
-            replace(
-                model.scope(scope).cues,
-                anchors=find_anchors(answers, entering(model, batches, states, recipe.passes, recipe.micro_batch_tokens)),
-            ),
-        )
+        seen = entering(model, batches, states, recipe.passes, recipe.micro_batch_tokens)
+        model.anchor(scope, replace(model.scope(scope).cues, anchors=find_anchors(answers, seen)))
         recipe = recipe.model_copy(update={"rows": None})  # every anchor keeps its row
     own = None if scope is None else model.scope(scope).tables
     tables = own or model.tables
