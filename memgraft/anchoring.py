@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memgraft.anchors import BEGINS, KEY_DIM, Anchors
-from memgraft.answer_layer import AnswerLayer, calibrate
+from memgraft.answer_layer import AnswerLayer, Asked, calibrate
 from memgraft.encoding import TokenBatch, encode
 from memgraft.errors import GraftError, TeachingError
 from memgraft.examples import Fact
@@ -19,8 +19,6 @@ from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
 from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
 
-ALIKE = 0.48  # cosine with the mean from which a token is one in front of a fact's answer
-SAME = 0.6  # and from which it is a certain token within the answer
 WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
 PLAINLY = (
     "{q} {a}",
@@ -54,7 +52,7 @@ def find_anchors(layer: AnswerLayer, facts: Iterable[Iterable[Seen]]) -> Anchors
             mean = torch.stack(queries[answer]).mean(0)
             mean[slice(BEGINS, KEY_DIM) if not answer else slice(0, BEGINS)] = 0
             keys.append(F.normalize(mean, dim=-1))
-            least.append(SAME if answer else ALIKE)
+            least.append(float(layer.same if answer else layer.alike))
             numbers.append(number)
     return Anchors(torch.stack(keys), torch.tensor(least), torch.tensor(numbers))
 
@@ -86,16 +84,27 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
         )
     sequences = [ids[mask].tolist() for batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     states = iter(background_states(model, model.config.answer_layer, sequences))
-    begins: list[Tensor] = []
-    questions: list[int] = []
+    begins: list[tuple[Tensor, int, bool]] = []
+    goes_on: list[tuple[Tensor, int, bool]] = []
+    groups: dict[tuple[int, ...], int] = {}  # question, the answer's tokens so far, the one that comes → number
     within: list[Tensor] = []
     for number, batch in enumerate(batches):
-        for _, so_far in answer_tokens(batch.input_ids, batch.targets):
-            hidden = next(states).float()
-            begins.append(hidden[next(place for place, tokens in so_far.items() if not tokens)])
-            questions.append(number)
+        for row, so_far in answer_tokens(batch.input_ids, batch.targets):
+            hidden, plain = next(states).float(), row >= len(batch) - len(PLAINLY)
             within.append(hidden[1:])
-    calibrate(model.answers, torch.stack(begins), torch.tensor(questions), torch.cat(within), seed=seed)
+            for place, tokens in so_far.items():
+                if tokens:
+                    group = groups.setdefault((number, *tokens, int(batch.input_ids[row, place + 1])), len(groups))
+                    goes_on.append((hidden[place], group, plain))
+                else:
+                    begins.append((hidden[place], number, plain))
+    calibrate(model.answers, _stacked(begins, within[0].shape[1]), _stacked(goes_on, within[0].shape[1]), torch.cat(within), seed=seed)
+
+
+def _stacked(tokens: Sequence[tuple[Tensor, int, bool]], width: int) -> Asked:
+    hidden = torch.stack([state for state, _, _ in tokens]) if tokens else torch.zeros(0, width)
+    groups = torch.tensor([group for _, group, _ in tokens], dtype=torch.int64)
+    return Asked(hidden, groups, torch.tensor([plain for _, _, plain in tokens], dtype=torch.bool))
 
 
 def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[TokenBatch]:

@@ -1,11 +1,13 @@
 """The answer layer: in front of a deep block, tokens that are at an anchor of an open fact read the anchor's row.
 
-Shape suffixes: B sequences, T tokens, N open tokens, K key width, D hidden size, E examples.
+Shape suffixes: B sequences, T tokens, N open tokens, K key width, D hidden size, E tokens of
+common questions.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +19,9 @@ from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
 SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
+HEARD = 0.92  # share of plain forms of questions that must be heard, of questions that nothing was fitted on
+FOLDS = 4  # in which questions are left out to measure that
+FAINTEST = 0.1  # cosine that a token needs at least, wherever forms are as unlike as that
 
 
 class AnswerLayer(nn.Module):
@@ -30,6 +35,8 @@ class AnswerLayer(nn.Module):
     goes_on_mean: Tensor
     goes_on_projection: Tensor
     scale: Tensor
+    alike: Tensor  # () cosine with its key from which a token is one in front of a fact's answer
+    same: Tensor  # () and from which it is a certain token within the answer
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -37,6 +44,8 @@ class AnswerLayer(nn.Module):
             self.register_buffer(f"{part}_mean", torch.zeros(hidden_size))  # (D,)
             self.register_buffer(f"{part}_projection", torch.zeros(hidden_size, width))
         self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("alike", torch.tensor(0.5))
+        self.register_buffer("same", torch.tensor(0.5))
         self.on_read: Callable[[Tensor], None] | None = None
 
     def queries(self, hidden_ND: Tensor) -> Tensor:
@@ -75,16 +84,47 @@ class AnswerLayer(nn.Module):
         return (y * self.scale).to(hidden_states.dtype)
 
 
-def calibrate(layer: AnswerLayer, hidden_ED: Tensor, questions: Tensor, tokens_ND: Tensor, *, seed: int) -> None:
+class Asked(NamedTuple):
+    """Tokens of common questions, each asked in several forms, at which an answer begins or goes on."""
+
+    hidden_ED: Tensor
+    groups: Tensor  # (E,) int64: those that should look alike have the same number: of a question, or of a token in its answer
+    plain: Tensor  # (E,) bool: in a plain form, not one in which facts are taught
+
+
+def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tensor, *, seed: int) -> None:
     """Fit an answer layer to a base model without training.
 
+    How much alike a token must be to a fact's own is what lets `HEARD` of the plain forms through, measured against the mean of those in
+    which facts are taught: directions and cosines differ from model to model. Questions are left out in turn: directions are
+    fitted to those that they see, and make them more alike than others.
+
     Args:
-        hidden_ED: hidden states at the last token in front of an answer, each question asked in several ways.
-        questions: (E,) int64, which question each is.
         tokens_ND: hidden states of all tokens of the same texts.
         seed: of the random directions.
     """
-    hidden, tokens = hidden_ED.double().cpu(), tokens_ND.float().cpu()
+    mean, projection = discriminants(begins)
+    layer.begins_mean.copy_(mean)
+    layer.begins_projection.copy_(projection)
+    tokens = tokens_ND.float().cpu()
+    token_mean, token_whiten = whitening(tokens)
+    generator = torch.Generator().manual_seed(seed)
+    layer.goes_on_mean.copy_(token_mean)
+    layer.goes_on_projection.copy_(token_whiten @ random_directions(tokens.shape[1], GOES_ON, generator))
+    layer.scale.fill_(tokens.norm(dim=-1).median())
+    cosines = []
+    for fold in range(FOLDS):
+        out = begins.groups % FOLDS == fold
+        if bool(out.any()) and not bool(out.all()):
+            fitted = discriminants(Asked(*(each[~out] for each in begins)))
+            cosines.append(likeness(Asked(*(each[out] for each in begins)), *fitted))
+    layer.alike.fill_(least_heard(torch.cat([torch.zeros(0), *cosines])))
+    layer.same.fill_(least_heard(likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())))
+
+
+def discriminants(begins: Asked) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and projection (D, K) on the directions in which questions differ most, in the scatter of how each is asked."""
+    hidden, questions = begins.hidden_ED.double().cpu(), begins.groups.unique(return_inverse=True)[1]
     mean = hidden.mean(0)
     count = int(questions.max()) + 1
     sums = torch.zeros(count, hidden.shape[1], dtype=torch.float64).index_add_(0, questions, hidden)
@@ -95,11 +135,22 @@ def calibrate(layer: AnswerLayer, hidden_ED: Tensor, questions: Tensor, tokens_N
     variances, directions = torch.linalg.eigh(scatter)
     whiten = directions * variances.rsqrt() @ directions.T
     between = torch.linalg.svd((centres - mean) @ whiten, full_matrices=False).Vh[:BEGINS]
-    layer.begins_mean.copy_(mean)
-    layer.begins_projection.zero_()
-    layer.begins_projection[:, : len(between)] = (whiten @ between.T).float()
-    token_mean, token_whiten = whitening(tokens)
-    generator = torch.Generator().manual_seed(seed)
-    layer.goes_on_mean.copy_(token_mean)
-    layer.goes_on_projection.copy_(token_whiten @ random_directions(tokens.shape[1], GOES_ON, generator))
-    layer.scale.fill_(tokens.norm(dim=-1).median())
+    projection = torch.zeros(hidden.shape[1], BEGINS)
+    projection[:, : len(between)] = (whiten @ between.T).float()
+    return mean.float(), projection
+
+
+def likeness(asked: Asked, mean: Tensor, projection: Tensor) -> Tensor:
+    """Of each plain token the cosine with the mean of its group's taught ones; those of groups without are left out."""
+    queries_EK = F.normalize((asked.hidden_ED.float().cpu() - mean) @ projection, dim=-1)
+    groups = asked.groups.unique(return_inverse=True)[1]
+    count = int(groups.max()) + 1 if len(groups) else 0
+    taught = ~asked.plain
+    centres = F.normalize(torch.zeros(count, queries_EK.shape[1]).index_add_(0, groups[taught], queries_EK[taught]), dim=-1)
+    measured = asked.plain & torch.isin(groups, groups[taught])
+    return (queries_EK[measured] * centres[groups[measured]]).sum(-1)
+
+
+def least_heard(cosines: Tensor) -> float:
+    """The cosine that `HEARD` of these reach, at least `FAINTEST`; one half where there are none."""
+    return max(FAINTEST, cosines.quantile(1 - HEARD).item()) if len(cosines) else 0.5

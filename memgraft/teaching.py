@@ -46,7 +46,7 @@ class Recipe(Config):
     ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
-    passes: int = Field(10, gt=0, description="times that each batch is taught, at most")
+    passes: int = Field(6, gt=0, description="times that each batch is taught, at most")
     rows: int | None = Field(
         84, gt=0, description="rows that a lesson of memory layers keeps per batch, on average; none: all. Anchors keep theirs"
     )

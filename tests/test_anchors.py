@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from memgraft.anchoring import ALIKE, SAME, answer_tokens, find_anchors, fit_answers
-from memgraft.anchors import BEGINS, KEY_DIM, Anchors, nearest
+from memgraft.anchoring import answer_tokens, find_anchors, fit_answers
+from memgraft.anchors import BEGINS, GOES_ON, KEY_DIM, Anchors, nearest
+from memgraft.answer_layer import FAINTEST, HEARD, AnswerLayer, Asked, calibrate, least_heard, likeness
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Commit
 from memgraft.config import ANSWERS
@@ -152,13 +153,15 @@ def test_answers_are_cut_into_the_tokens_that_predict_them() -> None:
 def test_a_fact_has_one_anchor_where_answers_begin_and_one_for_each_way_on() -> None:
     model = graft_with_answers()
     assert model.answers is not None
+    model.answers.alike.fill_(0.375)
+    model.answers.same.fill_(0.75)
     ids = torch.tensor([[9, 1, 2, 3, 4], [5, 6, 2, 3, 7], [5, 6, 2, 3, 4]])
     targets = torch.tensor([[False, False, True, True, True]] * 3)
     hidden = torch.randn(3, 5, HIDDEN, generator=torch.Generator().manual_seed(0))
     anchors = find_anchors(model.answers, [[(ids[:1], targets[:1], hidden[:1]), (ids[1:], targets[1:], hidden[1:])]] * 2)
     assert anchors.problem() is None
     assert anchors.facts.tolist() == [0] * 4 + [1] * 4  # begins; 2 then 3; 2, 3 then 4; 2, 3 then 7
-    torch.testing.assert_close(anchors.least, torch.tensor([ALIKE, SAME, SAME, SAME] * 2))
+    torch.testing.assert_close(anchors.least, torch.tensor([0.375, 0.75, 0.75, 0.75] * 2))
     queries = model.answers.queries(hidden[:, 1])
     queries[:, BEGINS:] = 0
     torch.testing.assert_close(anchors.keys[0], functional.normalize(queries.mean(0), dim=-1))
@@ -353,6 +356,8 @@ def test_a_graft_is_saved_and_loaded_with_its_answer_layer(tmp_path: Path) -> No
     assert all(torch.equal(tensor, loaded.memory_tensors()[name]) for name, tensor in model.memory_tensors().items())
     assert model.answers is not None
     assert float(model.answers.begins_projection.abs().sum()) > 0
+    assert FAINTEST <= float(model.answers.alike) < 1
+    assert FAINTEST <= float(model.answers.same) < 1
 
 
 def test_a_context_too_short_for_any_question_is_refused() -> None:
@@ -361,3 +366,47 @@ def test_a_context_too_short_for_any_question_is_refused() -> None:
         fit_answers(model, seed=0)
     texts = ["The ship left the harbour at dawn.", "A lamp stood by the chair."]
     assert graft(model.detach(), model.tokenizer, background=texts, slots=64).config.answer_layer is None
+
+
+def asked(questions: int, forms: int, spread: float, *, width: int = 96, seed: int = 0) -> Asked:
+    """States of questions that differ in a few directions, each asked in forms that differ in others, half of them plain."""
+    generator = torch.Generator().manual_seed(seed)
+    groups = torch.arange(questions).repeat_interleave(forms)
+    plain = torch.arange(forms).repeat(questions) >= forms // 2
+    content = torch.randn(questions, width // 2, generator=generator)[groups]
+    form = spread * torch.randn(len(groups), width // 2, generator=generator)
+    noise = 0.1 * spread * torch.randn(len(groups), width // 2, generator=generator)
+    return Asked(torch.cat([content + noise, form], -1), groups, plain)
+
+
+def test_likeness_is_the_cosine_with_the_mean_of_the_taught_forms() -> None:
+    tokens = asked(5, 4, 1.0)
+    tokens.plain[:4] = True  # the first question has no taught form, and is left out
+    mean, projection = torch.randn(96), torch.randn(96, 7)
+    slow = []
+    for number, (group, plain) in enumerate(zip(tokens.groups, tokens.plain, strict=True)):
+        if plain and group > 0:
+            taught = [i for i in range(len(tokens.groups)) if tokens.groups[i] == group and not tokens.plain[i]]
+            queries = functional.normalize((tokens.hidden_ED[[number, *taught]] - mean) @ projection, dim=-1)
+            slow.append(functional.cosine_similarity(queries[0], queries[1:].mean(0), dim=0))
+    torch.testing.assert_close(likeness(tokens, mean, projection), torch.stack(slow))
+
+
+def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
+    layer = AnswerLayer(96)
+    tokens = torch.randn(300, 96)
+    calibrate(layer, asked(40, 6, 0.1), asked(40, 6, 0.1), tokens, seed=0)
+    near = float(layer.alike)
+    calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
+    assert FAINTEST <= float(layer.alike) < near  # forms that differ more are heard from further away
+    fresh = likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
+    assert float((fresh >= layer.alike).float().mean()) == pytest.approx(HEARD, abs=0.1)
+    assert layer.goes_on_projection.shape == (96, GOES_ON)
+
+
+def test_nothing_to_measure_leaves_one_half() -> None:
+    assert least_heard(torch.zeros(0)) == 0.5
+    assert least_heard(torch.full((9,), -0.5)) == FAINTEST
+    layer, none = AnswerLayer(96), Asked(torch.zeros(0, 96), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
+    assert (float(layer.alike), float(layer.same)) == (0.5, 0.5)

@@ -17,7 +17,7 @@ def memory(**settings: Any) -> Memory:
 
 def after_cues(**settings: Any) -> Memory:
     """Read at every token after a fact's cues, at a third of the depth, whatever is asked."""
-    return memory(**{"scope": "cues", **settings})
+    return memory(**{"scope": "cues", "passes": 10, **settings})
 
 
 def without_cues(**settings: Any) -> Memory:
@@ -43,9 +43,8 @@ def grid() -> dict[str, list[AnyMethod]]:
     return {
         "memory": [
             memory(),
-            memory(passes=6),
+            memory(passes=10),
             memory(passes=3),
-            memory(passes=16),
             memory(writer=LeastInterference(max_step=2.0)),
             memory(writer=LeastInterference(ridge=2.0)),
         ],
