@@ -148,6 +148,15 @@ class Study:
             done += [runs[id] for id in ids if id in runs]
         self._summarise(done)
 
+    def run_tasks(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """The runs of these tasks, one after the other; those that are in runs.jsonl are taken from there."""
+        runs = read_runs(self.runs_path)
+        for task in tasks:
+            if self._id(task) not in runs:
+                runs[self._id(task)] = self.run_task(task)
+                append_run(self.runs_path, runs[self._id(task)])
+        return [runs[self._id(task)] for task in tasks]
+
     def run_task(self, task: Task) -> dict[str, Any]:
         """Teach and measure one task."""
         print(f"{task.choice.split}, seed {task.choice.seed}, {task.method}: {described(task.taught_as)}", file=sys.stderr, flush=True)

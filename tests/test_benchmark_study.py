@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import behind_cues, core_sets, cue_rates, pareto
+from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.relations import facts_for, relations
@@ -51,6 +51,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).write_text("".join(json.dumps(each) + "\n" for each in rows), encoding="utf-8")
     (folder / "text").mkdir()
     (folder / "text" / "wikitext2_test.txt").write_text("Some text that goes on for a while. " * 40, encoding="utf-8")
+    (folder / "text" / "wikitext2_valid.txt").write_text("Other text, line after line.\n" * 90, encoding="utf-8")
+    (folder / "text" / "c4.jsonl").write_text('{"text": "A page from somewhere."}\n' * 9, encoding="utf-8")
     return folder
 
 
@@ -299,3 +301,20 @@ def test_cue_rates_say_how_often_the_memory_opens(data: Path, model: Path, tmp_p
     assert all(each["cues"] >= each["facts"] for each in rates)
     assert all(0 <= value <= 1 for each in rates for name, value in each.items() if name not in ("facts", "cues"))
     assert "| own question in lower case |" in results(tmp_path)
+
+
+def test_a_model_is_pretrained_once_and_taught_by_the_default_recipe(data: Path, tmp_path: Path) -> None:
+    own = ["--smoke", "--data", str(data), "--architectures", "gpt2", "-o", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")]
+    assert architectures.main(own) == 0
+    written = (tmp_path / "results" / "summary.json").read_bytes()
+    runs = (tmp_path / "results" / "gpt2" / "runs.jsonl").read_bytes()
+    folder = tmp_path / "cache" / "pretrained" / "gpt2-2"
+    weights = (folder / "model.safetensors").stat().st_mtime_ns
+    assert architectures.main(own) == 0
+    assert (folder / "model.safetensors").stat().st_mtime_ns == weights
+    assert (tmp_path / "results" / "summary.json").read_bytes() == written
+    assert (tmp_path / "results" / "gpt2" / "runs.jsonl").read_bytes() == runs
+    summary = json.loads(written)["gpt2"]
+    assert summary["pretraining"]["tokens"] == 2 * 16 * 256
+    assert [setting["method"] for setting in summary["settings"]] == ["base", "memory"]
+    assert summary["settings"][1]["rows_per_fact"] > 0

@@ -1,0 +1,71 @@
+"""The default recipe, unchanged, on models of other architectures, each pretrained here (`benchmarks.pretraining`).
+
+    python -m benchmarks.architectures --data FOLDER    # results/architectures
+
+Each model is taught facts of the test split, which it never read, and asked by docs/protocol.md, beside the base: learned facts and
+controls, near misses and leaks, the other questions and WikiText-2. Resumable: a model that is there is not pretrained again, and
+every run is a line of its runs.jsonl.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.materials import Choice
+from benchmarks.pareto import parser_of, study_of
+from benchmarks.pretraining import ARCHITECTURES, pretrained
+from benchmarks.study import Task
+from benchmarks.writing import write_json
+from memgraft.comparison.grid import memory
+from memgraft.comparison.methods import Base
+from memgraft.comparison.summary import BASE, MEMORY, summarise
+from memgraft.errors import DataError, MemgraftError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs what is missing. Exit status 1 with one line where something can't be used."""
+    parser = parser_of("python -m benchmarks.architectures", "The default recipe on models of other architectures.")
+    parser.set_defaults(output=Path("results", "architectures"))
+    parser.add_argument("--architectures", nargs="+", choices=sorted(ARCHITECTURES), default=sorted(ARCHITECTURES), help="default: all")
+    parser.add_argument("--facts", type=int, default=50, help="taught, and as many controls (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1000, help="of pretraining (default: %(default)s)")
+    options = parser.parse_args(argv)
+    if options.smoke:
+        options.facts, options.steps = 4, 2
+    output, summaries = options.output, {}
+    try:
+        if options.data is None:
+            raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
+        for name in options.architectures:
+            folder = options.cache / "pretrained" / f"{name}-{options.steps}"
+            pretraining = pretrained(name, options.data, folder, steps=options.steps)
+            options.model, options.output = str(folder), output / name
+            summaries[name] = {"pretraining": pretraining, **measured(options)}
+            write_json(output / "summary.json", summaries)
+    except MemgraftError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def measured(options: Any) -> dict[str, Any]:
+    """What the base knows and what it knows once taught, with intervals over all seeds."""
+    study = study_of(options)
+    choices = [Choice("test", options.facts, seed) for seed in range(study.sizes.test_seeds)]
+    runs = study.run_tasks([Task(choice, *taught) for choice in choices for taught in ((BASE, Base()), (MEMORY, memory()))])
+    layers = study.workshop.grafted(memory())
+    assert layers.answers is not None
+    return {
+        "layers": list(layers.config.layers),
+        "answer_layer": layers.config.answer_layer,
+        "least_cosines": [round(float(layers.answers.alike), 4), round(float(layers.answers.same), 4)],
+        "facts": options.facts,
+        **summarise(runs),
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
