@@ -45,6 +45,7 @@ def results(folder: Path) -> str:
             parts += _behind_cues(folder / name / "behind_cues.json")
     parts.append(_first(folder / "first" / "summary.json"))
     parts += _recipe(folder / "recipe" / "summary.json")
+    parts += _architectures(folder / "architectures" / "summary.json")
     parts.append(_cue_rates(folder / "cues" / "summary.json"))
     parts.append(_core_sets(folder / "core-sets" / "runs.jsonl"))
     return "\n\n".join(parts) + "\n"
@@ -205,6 +206,28 @@ def _frame(frame: Mapping[str, Any]) -> Iterator[str]:
         for score in ("f1", "holds"):
             found, base = frame[group].get(score), frame[group]["base"].get(score)
             yield "–" if found is None else f"{found:.3f} ({base:.3f})"
+
+
+def _architectures(path: Path) -> Iterator[str]:
+    yield f"## Other architectures\n\n`python -m benchmarks.architectures` → `{path.as_posix()}`"
+    if not path.exists():
+        yield "Not run yet."
+        return
+    yield "The default recipe, unchanged, on small models that were pretrained for this; they answer little but the tuning split's facts."
+    for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
+        made, (begins, goes_on) = summary["pretraining"], summary["least_cosines"]
+        yield (
+            f"### {plain(name)}\n\n{made['parameters'] / 1e6:.1f} million parameters, {made['tokens'] / 1e6:.1f} million tokens of pretraining; "
+            f"{summary['facts']} facts of the test split. Memory layer {summary['layers'][0]}, answer layer {summary['answer_layer']}; a token "
+            f"is at an anchor from a cosine of {begins:.2f} on where an answer begins, of {goes_on:.2f} where it goes on."
+        )
+        yield _settings(summary["settings"], with_seeds=True)
+        taught = next(each for each in summary["settings"] if each["method"] == "memory")
+        rows = [
+            [plain(probe), each["metric"], *(f"{each[when]:.4f}" for when in ("before", "after"))]
+            for probe, each in taught["probes"].items()
+        ]
+        yield table(["probe", "", "before", "after"], rows)
 
 
 def _cue_rates(path: Path) -> str:
