@@ -216,10 +216,12 @@ def _architectures(path: Path) -> Iterator[str]:
     yield "The default recipe, unchanged, on small models that were pretrained for this; they answer little but the tuning split's facts."
     for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
         made, (begins, goes_on) = summary["pretraining"], summary["least_cosines"]
+        size, read = made["parameters"] / 1e6, made["tokens"] / 1e6
+        yield f"### {plain(name)}"
+        layers = f"memory layer {summary['layers'][0]}, answer layer {summary['answer_layer']}"
         yield (
-            f"### {plain(name)}\n\n{made['parameters'] / 1e6:.1f} million parameters, {made['tokens'] / 1e6:.1f} million tokens of pretraining; "
-            f"{summary['facts']} facts of the test split. Memory layer {summary['layers'][0]}, answer layer {summary['answer_layer']}; a token "
-            f"is at an anchor from a cosine of {begins:.2f} on where an answer begins, of {goes_on:.2f} where it goes on."
+            f"{size:.1f} million parameters, {read:.1f} million tokens read, {layers}; {summary['facts']} facts of the test split. "
+            f"A token is at an anchor from a cosine of {begins:.2f} on where an answer begins, of {goes_on:.2f} where it goes on."
         )
         yield _settings(summary["settings"], with_seeds=True)
         taught = next(each for each in summary["settings"] if each["method"] == "memory")
