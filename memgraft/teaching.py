@@ -234,10 +234,13 @@ def teach(
                 stack.enter_context(model.without_threshold())
             else:
                 usages = [model.usage] * len(batches)  # the slots of earlier lessons are no matter: nobody else reads these rows
+            writer = recipe.writer
+            spares = isinstance(writer, LeastInterference) and writer.covariance == "full" and writer.background_weight > 0
+            reads = background_reads(model) if spares and scope is None else {}
             # Once for all batches where none is long: to choose an implementation takes as long as to compute a layer.
             stack.enter_context(quick_attention(model.base, max(batch.input_ids.shape[1] for batch in batches)))
             with torch.enable_grad():
-                lesson = _teach(model, batches, recipe, usages, scope, keeper, on_step)
+                lesson = _teach(model, batches, recipe, usages, reads, scope, keeper, on_step)
             return replace(lesson, cues=cues and Found(model.scope(len(model.scoped) - 1).cues.to(torch.device("cpu")), cues.tokens))
     except BaseException:
         model.assign(before)
@@ -249,6 +252,7 @@ def _teach(
     batches: Sequence[TokenBatch],
     recipe: Recipe,
     usages: Sequence[Mapping[str, Usage]],
+    reads: Mapping[str, BackgroundReads],
     scope: int | None,
     keeper: Keeper | None,
     on_step: Callable[[Step], None] | None,
@@ -259,8 +263,6 @@ def _teach(
     # What is kept of the rest would never be read again; the states of answers are read twice, to find their anchors and to teach.
     taught_again = answers is not None or any(len(batch.rounds) < recipe.passes for batch in batches)
     budget = recipe.cache_bytes if taught_again else 0
-    spares = isinstance(recipe.writer, LeastInterference) and recipe.writer.covariance == "full" and recipe.writer.background_weight > 0
-    reads = background_reads(model) if spares and scope is None else {}
     prefix = FrozenPrefix(model, layer, budget) if can_start_at(model.base, model.blocks, layer) else None
     if answers is not None and scope is not None:
         states = prefix or FrozenPrefix(model, layer, 0)
