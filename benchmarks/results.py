@@ -170,7 +170,9 @@ def _recipe(path: Path) -> Iterator[str]:
     own = summary["methods"]["memgraft"]
     for run in summary["parts"].get("taught", []):
         yield (
-            f"{run['facts']} facts of the test split as one lesson, seed {run['seed']}: {run['rows_per_fact']:.0f} rows and "
+            f"{run['facts']} facts of the test split as one lesson, seed {run['seed']}"
+            + ("" if "recipe" in run else ", by the default recipe of before there were anchors")
+            + f": {run['rows_per_fact']:.0f} rows and "
             f"{run['seconds_per_fact']:.1f} seconds a fact. *Holds*: a right answer occurs in what is written. In parentheses the base."
         )
         columns = ["asked", "learned F1", "learned, holds", "control F1", "control, holds"]
