@@ -1,6 +1,6 @@
 """Small language models of other architectures, pretrained here on text with facts that can be probed.
 
-What they read: the tuning split's facts of EntityQuestions, as statements and as questions in several written forms, among them the
+What they read: half of the tuning split's facts of EntityQuestions, as statements and as questions in several written forms, among them the
 test's; other questions with their answers; C4 and WikiText-2 valid. They know nothing of the test split's facts, and little else: they
 show whether what was found on one model holds on others that were made in another way, not how well.
 """
@@ -39,13 +39,15 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 QUESTIONS = ("nq_open", "triviaqa", "webquestions")
 FORMS = ("Question: {q}\nAnswer: {a}\n\n", "Q: {q}\nA: {a}\n\n", "{q} {a}.\n", "{q}\n{a}\n\n", "{q} The answer is {a}.\n")
 BLOCK, BATCH = 256, 16  # tokens of a sequence, sequences of a step
-TIMES = 4  # that a pass reads each fact, in a question and in a statement, and passes that read the prose once
+KNOWN, TIMES = 600, 8  # facts, and times that a pass reads each, in a question and in a statement
+PROSE = 4  # passes that read all of the prose
 LEARNING_RATE, WARM_UP = 1.5e-3, 100
 
 
 def documents(data: Path, order: random.Random) -> Iterator[str]:
     """One pass, in an order of its own: every fact several times, every other question once, and some of the prose."""
-    facts = facts_for(row for row in read_rows(data_file(data, FACTS)) if split_of(row) == "tuning")
+    rows = [row for row in read_rows(data_file(data, FACTS)) if split_of(row) == "tuning"]
+    facts = facts_for(rows[:: max(1, len(rows) // KNOWN)])
     files = [data_file(data, Path("probes", f"{name}.jsonl")) for name in QUESTIONS]
     pairs = [(row["question"], row["answers"][0]) for file in files for row in read_rows(file)]
     texts: list[str] = []
@@ -61,7 +63,7 @@ def documents(data: Path, order: random.Random) -> Iterator[str]:
         texts.append("".join(form.replace("{q}", q).replace("{a}", a) for q, a in pairs[:count]))
         del pairs[:count]
     running = prose(data)
-    texts += order.sample(running, len(running) // TIMES)
+    texts += order.sample(running, len(running) // PROSE)
     order.shuffle(texts)
     yield from texts
 

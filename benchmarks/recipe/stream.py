@@ -21,7 +21,7 @@ from memgraft.teaching import Recipe
 
 SAVED = 20  # lessons at a time
 EARLIEST = 100
-PARTS = (0.1, 0.25, 0.5, 1.0)  # of the stream, after which the probes are measured
+PARTS = (0.1, 0.5, 1.0)  # of the stream, after which the probes are measured
 
 
 def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
