@@ -1,4 +1,4 @@
-"""The default recipe, unchanged, on models of other architectures, each pretrained here (`benchmarks.pretraining`).
+"""The default recipe, in the form of docs/protocol.md, on models of other architectures, each pretrained here (`benchmarks.pretraining`).
 
     python -m benchmarks.architectures --data FOLDER    # results/architectures
 
@@ -9,6 +9,7 @@ every run is a line of its runs.jsonl.
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,16 +36,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.smoke:
         options.facts, options.steps = 4, 2
-    output, summaries = options.output, {}
+    output: Path = options.output
+    path = output / "summary.json"
+    summaries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     try:
         if options.data is None:
             raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
         for name in options.architectures:
-            folder = options.cache / "pretrained" / f"{name}-{options.steps}"
-            pretraining = pretrained(name, options.data, folder, steps=options.steps)
+            folder, pretraining = pretrained(name, options.data, options.cache / "pretrained", steps=options.steps)
             options.model, options.output = str(folder), output / name
             summaries[name] = {"pretraining": pretraining, **measured(options)}
-            write_json(output / "summary.json", summaries)
+            write_json(path, summaries)
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -55,13 +57,14 @@ def measured(options: Any) -> dict[str, Any]:
     """What the base knows and what it knows once taught, with intervals over all seeds."""
     study = study_of(options)
     choices = [Choice("test", options.facts, seed) for seed in range(study.sizes.test_seeds)]
-    runs = study.run_tasks([Task(choice, *taught) for choice in choices for taught in ((BASE, Base()), (MEMORY, memory()))])
+    (default, *_) = study.methods[MEMORY]
+    runs = study.run_tasks([Task(choice, *taught) for choice in choices for taught in ((BASE, Base()), (MEMORY, default))])
     layers = study.workshop.grafted(memory())
     assert layers.answers is not None
     return {
         "layers": list(layers.config.layers),
         "answer_layer": layers.config.answer_layer,
-        "least_cosines": [round(float(layers.answers.alike), 4), round(float(layers.answers.same), 4)],
+        "least_cosines": [round(float(layers.answers.begins_least), 4), round(float(layers.answers.goes_on_least), 4)],
         "facts": options.facts,
         **summarise(runs),
     }

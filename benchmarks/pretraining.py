@@ -1,8 +1,8 @@
 """Small language models of other architectures, pretrained here on text with facts that can be probed.
 
 What they read: half of the tuning split's facts of EntityQuestions, as statements and as questions in several written forms, among them the
-test's; other questions with their answers; C4 and WikiText-2 valid. They know nothing of the test split's facts, and little else: they
-show whether what was found on one model holds on others that were made in another way, not how well.
+test's; the questions of WebQuestions, TriviaQA and Natural Questions with their answers, which are the very probes; C4 and WikiText-2
+valid. They know little else: they show whether what was found on one model holds on others that were made in another way, not how well.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from benchmarks.measurement import FACTS, data_file, read_rows
 from benchmarks.relations import facts_for
 from benchmarks.splits import split_of
+from memgraft.comparison.runs import run_id
 
 WIDTH, DEPTH, HEADS, CONTEXT = 256, 8, 4, 512
 VOCABULARY = 6144
@@ -87,7 +88,7 @@ def trained_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<|end|>", pad_token="<|end|>")
 
 
-def pretrain(name: str, data: Path, folder: Path, *, steps: int, seed: int = 0) -> dict[str, Any]:
+def pretrain(name: str, data: Path, folder: Path, *, steps: int, seed: int) -> dict[str, Any]:
     """Trains a model and saves it as a folder; returns what it took. The loss is the mean of the last tenth of the steps, in nats."""
     order = random.Random(seed)
     tokenizer = trained_tokenizer(list(documents(data, order)))
@@ -140,11 +141,11 @@ def blocks(data: Path, tokenizer: PreTrainedTokenizerFast, order: random.Random)
                 del left[:BLOCK]
 
 
-def pretrained(name: str, data: Path, folder: Path, *, steps: int) -> dict[str, Any]:
-    """What it took to pretrain the model in the folder; it is made where it is missing."""
-    path = folder / "pretraining.json"
+def pretrained(name: str, data: Path, folder: Path, *, steps: int, seed: int = 0) -> tuple[Path, dict[str, Any]]:
+    """A pretrained model under the folder, and what it took; it is made where it is missing, or was made in another way."""
+    sizes = [BLOCK, BATCH, VOCABULARY, KNOWN, TIMES, PROSE, LEARNING_RATE, WARM_UP, steps, seed]
+    own = folder / f"{name}-{run_id({'shape': ARCHITECTURES[name], 'questions': QUESTIONS, 'forms': FORMS, 'sizes': sizes})}"
+    path = own / "pretraining.json"
     if path.exists():
-        kept: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if kept["tokens"] == steps * BATCH * BLOCK:
-            return kept
-    return pretrain(name, data, folder, steps=steps)
+        return own, json.loads(path.read_text(encoding="utf-8"))
+    return own, pretrain(name, data, own, steps=steps, seed=seed)

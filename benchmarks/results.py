@@ -215,7 +215,10 @@ def _architectures(path: Path) -> Iterator[str]:
     if not path.exists():
         yield "Not run yet."
         return
-    yield "The default recipe, unchanged, on small models that were pretrained for this; they answer little but the tuning split's facts."
+    yield (
+        "The default recipe, but for eight wordings a pass, on small models that were pretrained for this. They read half of the tuning "
+        "split's facts, the questions of WebQuestions, TriviaQA and NQ that are asked here with their answers, and little else."
+    )
     for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
         made, (begins, goes_on) = summary["pretraining"], summary["least_cosines"]
         size, read = made["parameters"] / 1e6, made["tokens"] / 1e6
@@ -226,7 +229,7 @@ def _architectures(path: Path) -> Iterator[str]:
             f"A token is at an anchor from a cosine of {begins:.2f} on where an answer begins, of {goes_on:.2f} where it goes on."
         )
         yield _settings(summary["settings"], with_seeds=True)
-        taught = next(each for each in summary["settings"] if each["method"] == "memory")
+        taught: Mapping[str, Any] = next((each for each in summary["settings"] if each["method"] == "memory"), {"probes": {}})
         rows = [
             [plain(probe), each["metric"], *(f"{each[when]:.4f}" for when in ("before", "after"))]
             for probe, each in taught["probes"].items()

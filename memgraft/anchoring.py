@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from itertools import islice
 
 import torch
 import torch.nn.functional as F
@@ -13,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 from memgraft.anchors import BEGINS, KEY_DIM, Anchors
 from memgraft.answer_layer import AnswerLayer, Asked, calibrate
 from memgraft.encoding import TokenBatch, encode
-from memgraft.errors import GraftError, TeachingError
+from memgraft.errors import DataError, GraftError, TeachingError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
 from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
 
 WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
+FEWEST = 20  # common questions that the model's context must hold: fewer don't show in what questions differ
 PLAINLY = (
     "{q} {a}",
     "{q}\n{a}",
@@ -52,7 +54,7 @@ def find_anchors(layer: AnswerLayer, facts: Iterable[Iterable[Seen]]) -> Anchors
             mean = torch.stack(queries[answer]).mean(0)
             mean[slice(BEGINS, KEY_DIM) if not answer else slice(0, BEGINS)] = 0
             keys.append(F.normalize(mean, dim=-1))
-            least.append(float(layer.same if answer else layer.alike))
+            least.append(float(layer.goes_on_least if answer else layer.begins_least))
             numbers.append(number)
     return Anchors(torch.stack(keys), torch.tensor(least), torch.tensor(numbers))
 
@@ -71,14 +73,14 @@ def answer_tokens(ids: Tensor, targets: Tensor) -> Iterator[tuple[int, dict[int,
 def fit_answers(model: GraftedModel, *, seed: int) -> None:
     """Calibrate the answer layer on the package's common questions, each in several forms; no label is needed.
 
-    GraftError where the model's context holds none of them.
+    GraftError where the model's context holds too few of them.
     """
     from memgraft.grafting import background_states
 
     assert model.answers is not None
     assert model.config.answer_layer is not None
     batches = list(common_questions_asked(model.tokenizer, context_length(model.base) or 2**20))
-    if not batches:
+    if len(batches) < FEWEST:
         raise GraftError(
             "answer_layer: the model's context is too short for questions with their answers; graft without (answer_layer None)"
         )
@@ -107,6 +109,11 @@ def _stacked(tokens: Sequence[tuple[Tensor, int, bool]], width: int) -> Asked:
     return Asked(hidden, groups, torch.tensor([plain for _, _, plain in tokens], dtype=torch.bool))
 
 
+def enough_questions(tokenizer: PreTrainedTokenizerBase, max_length: int) -> bool:
+    """Whether a context of so many tokens holds as many of the common questions as an answer layer is fitted on."""
+    return sum(1 for _ in islice(common_questions_asked(tokenizer, max_length), FEWEST)) == FEWEST
+
+
 def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[TokenBatch]:
     """The package's common questions, each in several forms; those of which one is longer than `max_length` tokens are left out."""
     pool, chat = load_pool("contexts"), chat_renderer(tokenizer)
@@ -114,6 +121,10 @@ def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) 
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
         texts = [form.replace("{q}", pair.question).replace("{a}", pair.answer) for form in PLAINLY]
         plain = [Wording(text, ((len(text) - len(pair.answer), len(text)),)) for text in texts]
-        wordings = [*teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat), *plain]
+        try:
+            wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
+        except DataError:  # the model's chat template refuses conversations
+            chat = None
+            wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
         with suppress(TeachingError):  # too long
-            yield encode(wordings, tokenizer, name=fact.name, max_length=max_length)
+            yield encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length)

@@ -19,9 +19,9 @@ from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
 SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
-HEARD = 0.92  # share of plain forms of questions that must be heard, of questions that nothing was fitted on
+REACHED = 0.92  # share of plain forms of questions that must be at their question's anchor
 FOLDS = 4  # in which questions are left out to measure that
-FAINTEST = 0.1  # cosine that a token needs at least, wherever forms are as unlike as that
+FAINTEST, CLOSEST = 0.1, 0.95  # cosines between which a token must be alike at least, whatever forms are
 
 
 class AnswerLayer(nn.Module):
@@ -35,8 +35,8 @@ class AnswerLayer(nn.Module):
     goes_on_mean: Tensor
     goes_on_projection: Tensor
     scale: Tensor
-    alike: Tensor  # () cosine with its key from which a token is one in front of a fact's answer
-    same: Tensor  # () and from which it is a certain token within the answer
+    begins_least: Tensor  # () cosine with its key from which a token is one in front of a fact's answer
+    goes_on_least: Tensor  # () and from which it is a certain token within the answer
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -44,8 +44,8 @@ class AnswerLayer(nn.Module):
             self.register_buffer(f"{part}_mean", torch.zeros(hidden_size))  # (D,)
             self.register_buffer(f"{part}_projection", torch.zeros(hidden_size, width))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("alike", torch.tensor(0.5))
-        self.register_buffer("same", torch.tensor(0.5))
+        self.register_buffer("begins_least", torch.tensor(0.5))
+        self.register_buffer("goes_on_least", torch.tensor(0.5))
         self.on_read: Callable[[Tensor], None] | None = None
 
     def queries(self, hidden_ND: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ class Asked(NamedTuple):
 def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tensor, *, seed: int) -> None:
     """Fit an answer layer to a base model without training.
 
-    How much alike a token must be to a fact's own is what lets `HEARD` of the plain forms through, measured against the mean of those in
+    How much alike a token must be to a fact's own is what lets `REACHED` of the plain forms through, measured against the mean of those in
     which facts are taught: directions and cosines differ from model to model. Questions are left out in turn: directions are
-    fitted to those that they see, and make them more alike than others.
+    fitted to those that they see, and make them more alike than others. Within an answer nothing is fitted to questions.
 
     Args:
         tokens_ND: hidden states of all tokens of the same texts.
@@ -118,8 +118,8 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
         if bool(out.any()) and not bool(out.all()):
             fitted = discriminants(Asked(*(each[~out] for each in begins)))
             cosines.append(likeness(Asked(*(each[out] for each in begins)), *fitted))
-    layer.alike.fill_(least_heard(torch.cat([torch.zeros(0), *cosines])))
-    layer.same.fill_(least_heard(likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())))
+    layer.begins_least.fill_(least_reached(torch.cat([torch.zeros(0), *cosines])))
+    layer.goes_on_least.fill_(least_reached(likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())))
 
 
 def discriminants(begins: Asked) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ def discriminants(begins: Asked) -> tuple[Tensor, Tensor]:
     scatter.diagonal().add_(SHRINKAGE * scatter.diagonal().mean().clamp_min(1e-12))
     variances, directions = torch.linalg.eigh(scatter)
     whiten = directions * variances.rsqrt() @ directions.T
-    between = torch.linalg.svd((centres - mean) @ whiten, full_matrices=False).Vh[:BEGINS]
+    between = torch.linalg.svd((centres - mean) @ whiten, full_matrices=False).Vh[: min(BEGINS, count - 1)]  # centred, they span no more
     projection = torch.zeros(hidden.shape[1], BEGINS)
     projection[:, : len(between)] = (whiten @ between.T).float()
     return mean.float(), projection
@@ -151,6 +151,6 @@ def likeness(asked: Asked, mean: Tensor, projection: Tensor) -> Tensor:
     return (queries_EK[measured] * centres[groups[measured]]).sum(-1)
 
 
-def least_heard(cosines: Tensor) -> float:
-    """The cosine that `HEARD` of these reach, at least `FAINTEST`; one half where there are none."""
-    return max(FAINTEST, cosines.quantile(1 - HEARD).item()) if len(cosines) else 0.5
+def least_reached(cosines: Tensor) -> float:
+    """The cosine that `REACHED` of these reach, from `FAINTEST` to `CLOSEST`; one half where there are none."""
+    return min(CLOSEST, max(FAINTEST, cosines.quantile(1 - REACHED).item())) if len(cosines) else 0.5

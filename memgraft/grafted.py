@@ -338,7 +338,10 @@ class GraftedModel(nn.Module):
         expected = self._layers_state()
         if tensors.keys() != expected.keys():
             odd = sorted(tensors.keys() ^ expected.keys())
-            raise GraftError(f"memory tensors do not fit the configuration: {', '.join(odd)} missing or unknown")
+            raise GraftError(
+                f"memory tensors do not fit the configuration: {', '.join(odd)} missing or unknown; "
+                "another version of memgraft may have written them: graft the model again"
+            )
         for name, tensor in tensors.items():
             if tensor.shape != expected[name].shape:
                 raise GraftError(f"memory tensor {name} has shape {tuple(tensor.shape)}, expected {tuple(expected[name].shape)}")

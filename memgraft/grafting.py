@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from memgraft.anchoring import common_questions_asked, fit_answers
+from memgraft.anchoring import enough_questions, fit_answers
 from memgraft.background import Background, read_background, write_background
 from memgraft.blocks import check_causal, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
@@ -86,7 +86,7 @@ def graft(
     blocks = find_blocks(model)
     check_causal(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
-    if "answer_layer" not in memory and any(common_questions_asked(tokenizer, context_length(model) or 2**20)):
+    if "answer_layer" not in memory and enough_questions(tokenizer, context_length(model) or 2**20):
         config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source

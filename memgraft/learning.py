@@ -69,13 +69,13 @@ def prepare(
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
             rounds: list[TokenBatch] = []
-            for turn in range(min(recipe.passes, MOST_ROUNDS)):
+            for turn in range(min(recipe.turns, MOST_ROUNDS)):
                 if len(rounds) > turn:
                     continue
                 fresh = wordings(example, turn)  # at least one for each question and statement, which may be more than a round takes
                 among = max(1, round(len(fresh) / recipe.wordings))
                 rounds += [tokens(fresh[first::among], example.name) for first in range(among)]
-            return [replace(joined(rounds[: recipe.passes]), supersedes=example.supersedes, lower=lower_case(example))]
+            return [replace(joined(rounds[: recipe.turns]), supersedes=example.supersedes, lower=lower_case(example))]
         if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
             names = [f"{example.name}, part {i + 1}" if len(parts) > 1 else example.name for i in range(len(parts))]
@@ -186,8 +186,8 @@ def learn(
         GateError: a probe fell.
         StoreError: there is a checkpoint of another lesson. The model is as before, also after Ctrl-C.
     """
-    recipe = recipe or Recipe()
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
+    recipe = resolved(recipe or Recipe(), model, examples.examples)
     if keep is not None and hashlib.sha256(keep.content).hexdigest() != examples.sha256:
         raise DataError(
             f"{examples.path}: the data to be kept is not what was read to be taught; "
@@ -241,6 +241,11 @@ def learn(
                 keeper.remove()
         raise
     return commit
+
+
+def resolved(recipe: Recipe, model: GraftedModel, examples: Sequence[Example]) -> Recipe:
+    """The recipe with the number of passes that fits what is taught, where it has none."""
+    return recipe.resolved(at_anchors=model.answers is not None and all(isinstance(example, Fact) for example in examples))
 
 
 def check_open(model: GraftedModel, examples: Sequence[Example], *, path: str | None = None) -> None:

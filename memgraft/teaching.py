@@ -1,8 +1,8 @@
 """The teaching loop: batches in, changed rows out.
 
-One batch is one fact (its wordings) or one chunk of a document, and one optimizer step. All below the first memory layer is
-frozen and computed once; each step runs the layers above, takes the gradient at the read, ranks the slots that the whole
-batch read against background usage, and lets a writer change the chosen rows.
+One batch is one fact (its wordings) or one chunk of a document, and one optimizer step. All below the layer that is taught is
+frozen and computed once (`memgraft.entering`); each step runs the layers above, takes the gradient at the read, and lets a writer change
+rows: those of the anchors that were read, or of memory layers the slots that rank best against background usage.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from memgraft.usage import Usage, count_accesses
 from memgraft.writers import LeastInterference, Moments, Writer, address_matrix, row_changes
 
 EXPLODED = 3.0  # times the first loss, or that of guessing
+AT_ANCHORS, IN_LAYERS = 6, 10  # passes, where a recipe leaves them open: of facts that are read at anchors, and of all else
 
 
 class Recipe(Config):
@@ -46,7 +47,11 @@ class Recipe(Config):
     ranking: Ranking = Field("tfidf", description="rule that scores the slots that a batch reads")
     t: int | None = Field(1000, gt=0, description="slots per table that may change in a step; none: every slot with a positive score")
     writer: Writer = Field(default_factory=LeastInterference, description="rule that changes the chosen rows")
-    passes: int = Field(6, gt=0, description="times that each batch is taught, at most")
+    passes: int | None = Field(
+        None,
+        gt=0,
+        description=f"times that each batch is taught, at most; none: {AT_ANCHORS} for facts that are read at anchors, else {IN_LAYERS}",
+    )
     rows: int | None = Field(
         84, gt=0, description="rows that a lesson of memory layers keeps per batch, on average; none: all. Anchors keep theirs"
     )
@@ -67,6 +72,16 @@ class Recipe(Config):
         "to them begins or goes on; all after their cues; or everywhere",
     )
     seed: int = Field(0, description="order of batches, wordings and the random ranking")
+
+    def resolved(self, at_anchors: bool) -> Recipe:
+        """With a number of passes: its own, or what fits a lesson that is read at anchors or not."""
+        usual = AT_ANCHORS if at_anchors and self.scope == "answers" else IN_LAYERS
+        return self if self.passes is not None else self.model_copy(update={"passes": usual})
+
+    @property
+    def turns(self) -> int:
+        """The number of passes; where it is left open, that of facts which are read at anchors."""
+        return AT_ANCHORS if self.passes is None else self.passes
 
 
 @dataclass
@@ -219,6 +234,7 @@ def teach(
     """
     if not batches:
         raise TeachingError("nothing to teach: the lesson has no batches")
+    recipe = recipe.resolved(at_anchors=model.answers is not None)
     usage = model.usage if usage is None else usage
     usages = [usage] * len(batches) if isinstance(usage, Mapping) else list(usage)
     if recipe.ranking == "tfidf" and not any(used.batches for usage in usages for used in usage.values()):
@@ -261,12 +277,12 @@ def _teach(
     answers = model.answers if scope is not None and recipe.scope == "answers" else None
     layer = model.config.layers[0] if answers is None or model.config.answer_layer is None else model.config.answer_layer
     # What is kept of the rest would never be read again; the states of answers are read twice, to find their anchors and to teach.
-    taught_again = answers is not None or any(len(batch.rounds) < recipe.passes for batch in batches)
+    taught_again = answers is not None or any(len(batch.rounds) < recipe.turns for batch in batches)
     budget = recipe.cache_bytes if taught_again else 0
     prefix = FrozenPrefix(model, layer, budget) if can_start_at(model.base, model.blocks, layer) else None
     if answers is not None and scope is not None:
         states = prefix or FrozenPrefix(model, layer, 0)
-        seen = entering(model, batches, states, recipe.passes, recipe.micro_batch_tokens)
+        seen = entering(model, batches, states, recipe.turns, recipe.micro_batch_tokens)
         model.anchor(scope, replace(model.scope(scope).cues, anchors=find_anchors(answers, seen)))
         recipe = recipe.model_copy(update={"rows": None})  # every anchor keeps its row
     own = None if scope is None else model.scope(scope).tables
@@ -276,9 +292,9 @@ def _teach(
     progress = (keeper and keeper.found(cues)) or Progress.start(len(batches), list(tables), cues)
     if progress.rows is not None:
         tables.assign(progress.rows)
-    settled_from = recipe.passes if recipe.rows is None else max(1, recipe.passes - recipe.settling)
+    settled_from = recipe.turns if recipe.rows is None else max(1, recipe.turns - recipe.settling)
     pruned_from = max(1, settled_from - recipe.pruning + 1)
-    for turn in range(progress.turn, recipe.passes):
+    for turn in range(progress.turn, recipe.turns):
         kept, since = None, 0
         if recipe.rows is not None and turn >= pruned_from:
             since = min(turn, settled_from)  # what was taken back may have raised the losses of before
@@ -300,8 +316,8 @@ def _teach(
             if keeper:
                 keeper.keep(progress, tables.rows)
             if on_step:
-                on_step(Step(batch.name, turn * len(batches) + progress.place, recipe.passes * len(batches), loss))
-        settles_later = turn < settled_from < recipe.passes
+                on_step(Step(batch.name, turn * len(batches) + progress.place, recipe.turns * len(batches), loss))
+        settles_later = turn < settled_from < recipe.turns
         highest = max(progress.last_loss(index, since) for index in range(len(batches)))
         if recipe.until_loss is not None and not settles_later and highest <= recipe.until_loss:
             break

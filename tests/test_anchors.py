@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from memgraft.anchoring import answer_tokens, find_anchors, fit_answers
+from memgraft.anchoring import answer_tokens, common_questions_asked, find_anchors, fit_answers
 from memgraft.anchors import BEGINS, GOES_ON, KEY_DIM, Anchors, nearest
-from memgraft.answer_layer import FAINTEST, HEARD, AnswerLayer, Asked, calibrate, least_heard, likeness
+from memgraft.answer_layer import FAINTEST, REACHED, AnswerLayer, Asked, calibrate, least_reached, likeness
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Commit
 from memgraft.config import ANSWERS
@@ -153,8 +153,8 @@ def test_answers_are_cut_into_the_tokens_that_predict_them() -> None:
 def test_a_fact_has_one_anchor_where_answers_begin_and_one_for_each_way_on() -> None:
     model = graft_with_answers()
     assert model.answers is not None
-    model.answers.alike.fill_(0.375)
-    model.answers.same.fill_(0.75)
+    model.answers.begins_least.fill_(0.375)
+    model.answers.goes_on_least.fill_(0.75)
     ids = torch.tensor([[9, 1, 2, 3, 4], [5, 6, 2, 3, 7], [5, 6, 2, 3, 4]])
     targets = torch.tensor([[False, False, True, True, True]] * 3)
     hidden = torch.randn(3, 5, HIDDEN, generator=torch.Generator().manual_seed(0))
@@ -356,12 +356,20 @@ def test_a_graft_is_saved_and_loaded_with_its_answer_layer(tmp_path: Path) -> No
     assert all(torch.equal(tensor, loaded.memory_tensors()[name]) for name, tensor in model.memory_tensors().items())
     assert model.answers is not None
     assert float(model.answers.begins_projection.abs().sum()) > 0
-    assert FAINTEST <= float(model.answers.alike) < 1
-    assert FAINTEST <= float(model.answers.same) < 1
+    assert FAINTEST <= float(model.answers.begins_least) < 1
+    assert FAINTEST <= float(model.answers.goes_on_least) < 1
 
 
-def test_a_context_too_short_for_any_question_is_refused() -> None:
-    model = tiny_graft(tiny_model(depth=DEPTH, max_position_embeddings=8), answer_layer=ANSWER_LAYER)
+def test_a_chat_template_that_refuses_conversations_is_left_out() -> None:
+    model = tiny_graft(tiny_model(depth=DEPTH), answer_layer=ANSWER_LAYER)
+    without = [batch.name for batch in common_questions_asked(model.tokenizer, 2048)]
+    model.tokenizer.chat_template = "{{ raise_exception('no') }}"
+    assert [batch.name for batch in common_questions_asked(model.tokenizer, 2048)] == without
+
+
+@pytest.mark.parametrize("tokens", [8, 110])  # no question, and one or two
+def test_a_context_too_short_for_enough_questions_is_refused(tokens: int) -> None:
+    model = tiny_graft(tiny_model(depth=DEPTH, max_position_embeddings=tokens), answer_layer=ANSWER_LAYER)
     with pytest.raises(GraftError, match="context is too short"):
         fit_answers(model, seed=0)
     texts = ["The ship left the harbour at dawn.", "A lamp stood by the chair."]
@@ -396,17 +404,17 @@ def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
     layer = AnswerLayer(96)
     tokens = torch.randn(300, 96)
     calibrate(layer, asked(40, 6, 0.1), asked(40, 6, 0.1), tokens, seed=0)
-    near = float(layer.alike)
+    near = float(layer.begins_least)
     calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
-    assert FAINTEST <= float(layer.alike) < near  # forms that differ more are heard from further away
+    assert FAINTEST <= float(layer.begins_least) < near  # forms that differ more are heard from further away
     fresh = likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
-    assert float((fresh >= layer.alike).float().mean()) == pytest.approx(HEARD, abs=0.1)
+    assert float((fresh >= layer.begins_least).float().mean()) == pytest.approx(REACHED, abs=0.1)
     assert layer.goes_on_projection.shape == (96, GOES_ON)
 
 
 def test_nothing_to_measure_leaves_one_half() -> None:
-    assert least_heard(torch.zeros(0)) == 0.5
-    assert least_heard(torch.full((9,), -0.5)) == FAINTEST
+    assert least_reached(torch.zeros(0)) == 0.5
+    assert least_reached(torch.full((9,), -0.5)) == FAINTEST
     layer, none = AnswerLayer(96), Asked(torch.zeros(0, 96), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
     calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
-    assert (float(layer.alike), float(layer.same)) == (0.5, 0.5)
+    assert (float(layer.begins_least), float(layer.goes_on_least)) == (0.5, 0.5)

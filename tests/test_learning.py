@@ -26,7 +26,7 @@ from memgraft.history import History
 from memgraft.learning import effective_usage, learn, prepare
 from memgraft.persistence import load
 from memgraft.store import MemoryStore
-from memgraft.teaching import Lesson, Recipe, Step, teach
+from memgraft.teaching import IN_LAYERS, Lesson, Recipe, Step, teach
 from memgraft.writers import LeastInterference
 from tests.models import HIDDEN, save_tiny_model, tiny_model, tiny_tokenizer
 
@@ -597,3 +597,8 @@ def test_a_model_learns_by_itself_what_learn_teaches_it(tmp_path: Path) -> None:
     examples: tuple[Example, ...] = read_examples(data_file(tmp_path)).examples
     assert all(isinstance(example, Fact) for example in examples)
     assert learn(same, read_examples(data_file(tmp_path)), message="m", recipe=RECIPE, test=False).id == commit.id
+
+
+def test_a_lesson_records_how_many_passes_it_had(tmp_path: Path) -> None:
+    texts = data_file(tmp_path, [{"text": "The lamp stood by the chair, and the ship lay in the harbour."}])
+    assert grafted().learn(texts, message="a text", recipe=Recipe(ranking="tf")).recipe["passes"] == IN_LAYERS

@@ -21,7 +21,7 @@ from memgraft.errors import TeachingError
 from memgraft.grafted import GraftedModel
 from memgraft.pruning import difference, keep_largest
 from memgraft.reads import Recorder
-from memgraft.teaching import Recipe, Step, check_loss, read_gradients, target_logits, teach
+from memgraft.teaching import AT_ANCHORS, IN_LAYERS, Recipe, Step, check_loss, read_gradients, target_logits, teach
 from memgraft.usage import merge_taught
 from memgraft.writers import SGD, Adam, LeastInterference, Writer
 from tests.models import (
@@ -499,6 +499,12 @@ class TestTheRowBudget:
         lesson = teach(model, batches, recipe(passes=1, rows=2))
         largest = all_rows.values.norm(dim=-1).sort(descending=True, stable=True).indices[:6].sort().values
         assert lesson.changes["0"] == Rows(all_rows.slots[largest], all_rows.values[largest])
+
+    def test_has_fewer_passes_where_facts_are_read_at_anchors(self) -> None:
+        assert Recipe().resolved(at_anchors=True).passes == AT_ANCHORS
+        assert Recipe().resolved(at_anchors=False).passes == IN_LAYERS
+        assert Recipe(scope="cues").resolved(at_anchors=True).passes == IN_LAYERS
+        assert Recipe(passes=3).resolved(at_anchors=True).passes == 3
 
     def test_lets_the_last_passes_change_only_what_is_kept(self) -> None:
         def taught(passes: int, settling: int) -> Rows:

@@ -57,7 +57,9 @@ def learn(
             "--mu", help="How much dearer it gets to change what the background reads, where it reads the memory.", show_default="30"
         ),
     ] = None,
-    passes: Annotated[int | None, typer.Option(help="Times that everything is taught, at most.", show_default="10")] = None,
+    passes: Annotated[
+        int | None, typer.Option(help="Times that everything is taught, at most.", show_default="6 for facts, else 10")
+    ] = None,
     until_loss: Annotated[
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
     ] = None,
@@ -143,6 +145,7 @@ def learn(
     from memgraft.checkpoints import Checkpoints
     from memgraft.gate import Gate
     from memgraft.learning import learn as learn_lesson
+    from memgraft.learning import resolved
 
     kept = ""
     checkpoints: Checkpoints | None = None
@@ -153,7 +156,8 @@ def learn(
             with writing(grafted, store) as own:
                 facts = all(isinstance(example, Fact) for example in examples.examples)
                 stages.stage("asking what is known already" if facts and not no_test else "preparing")
-                progress = TeachingProgress(stages, passes=chosen.passes, unit="facts" if facts else "examples")
+                chosen = resolved(chosen, grafted, examples.examples)
+                progress = TeachingProgress(stages, passes=chosen.turns, unit="facts" if facts else "examples")
                 checkpoints = Checkpoints(own, every=checkpoint_every, resume=resume)
                 commit = learn_lesson(
                     grafted,

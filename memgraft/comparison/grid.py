@@ -6,18 +6,18 @@ from typing import Any
 
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval, SHiRA
 from memgraft.comparison.methods import AnyMethod, Memory
-from memgraft.teaching import Recipe
+from memgraft.teaching import AT_ANCHORS, IN_LAYERS, Recipe
 from memgraft.writers import LeastInterference
 
 
 def memory(**settings: Any) -> Memory:
     """The package's own way to teach, but for the fields of `Recipe` that are given; no question in lower case, as for all methods."""
-    return Memory(recipe=Recipe.model_validate({"lower_case": 0.0, **settings}))
+    return Memory(recipe=Recipe.model_validate({"lower_case": 0.0, "passes": AT_ANCHORS, **settings}))
 
 
 def after_cues(**settings: Any) -> Memory:
     """Read at every token after a fact's cues, at a third of the depth, whatever is asked."""
-    return memory(**{"scope": "cues", "passes": 10, **settings})
+    return memory(**{"scope": "cues", "passes": IN_LAYERS, **settings})
 
 
 def without_cues(**settings: Any) -> Memory:

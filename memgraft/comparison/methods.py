@@ -30,7 +30,7 @@ class Memory(Config):
     @property
     def passes(self) -> int:
         """Times that every batch is seen."""
-        return self.recipe.passes
+        return self.recipe.turns
 
 
 Method = Annotated[Base | Memory | LoRA | Full | OSF | SHiRA | Retrieval, Field(discriminator="method")]
@@ -107,4 +107,4 @@ def _described_memory(method: Memory) -> Iterator[str]:
         yield f"{recipe.settling} passes to settle"
     if method.background != "self-written":
         yield f"background {method.background}"
-    yield f"{recipe.passes} passes"
+    yield f"{recipe.turns} passes"

@@ -279,7 +279,7 @@ def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnSt
             if result.cues is None:
                 everywhere[name].append(changed.slots)
         if on_step is not None:
-            on_step(grafted.base, (number + 1) * recipe.passes, len(lesson.batches) * recipe.passes, _written(taught))
+            on_step(grafted.base, (number + 1) * recipe.turns, len(lesson.batches) * recipe.turns, _written(taught))
     turns = zip(*([_mean(turn) for turn in result.losses] for result in taught), strict=False)
     return taught, tuple(map(_mean, turns))
 

@@ -25,7 +25,7 @@ from memgraft.cli.console import print_table, say, short
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.commits import Commit
 from memgraft.data import ExampleSet, read_examples
-from memgraft.errors import StoreError
+from memgraft.errors import MemgraftError
 from memgraft.examples import Fact, Text
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
@@ -107,7 +107,7 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         stages.stage("asking the base model")
         with model.without_memory():
             before = {probe.name: measure(probe, model.base, model.tokenizer) for probe in (unseen, seen)}
-        progress = TeachingProgress(stages, passes=RECIPE.passes, unit="facts")
+        progress = TeachingProgress(stages, passes=RECIPE.turns, unit="facts")
         lesson = learn(model, lesson_data, message="The Vellack Tidecraft handbook", recipe=RECIPE, test=False, on_step=progress)
         after = {probe.name: measure(probe, model.base, model.tokenizer) for probe in (unseen, seen)}
         save(model, store)
@@ -158,7 +158,7 @@ def _grafted(output: Path, stages: Stages) -> GraftedModel:
             model = load(empty, model=source)
             if model.config.answer_layer is not None:
                 return model
-        except StoreError:
+        except MemgraftError:
             pass
         shutil.rmtree(empty)  # of an older version, or cut off: it holds nothing that can't be made again
     stages.stage("calibrating on background text that the model wrote", BACKGROUND_TOKENS)

@@ -27,7 +27,7 @@ from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DEFAULT_SLOTS
 from memgraft.models import Dtype
 from memgraft.ranking import RANKINGS
 from memgraft.store import MemoryStore, files
-from memgraft.teaching import Recipe
+from memgraft.teaching import AT_ANCHORS, IN_LAYERS, Recipe
 from memgraft.writers import SGD, Adam, LeastInterference
 
 Run = Callable[..., Any]
@@ -81,7 +81,8 @@ def test_the_defaults_that_help_shows_are_those_in_force() -> None:
     recipe = Recipe.model_validate({})
     assert isinstance(recipe.writer, LeastInterference)
     learn = shown_defaults("learn")
-    for name in ("ranking", "t", "rows", "passes", "wordings", "loss", "seed"):
+    assert learn["passes"] == f"{AT_ANCHORS} for facts, else {IN_LAYERS}"
+    for name in ("ranking", "t", "rows", "wordings", "loss", "seed"):
         assert learn[name] == str(getattr(recipe, name)), name
     assert (learn["writer"], float(learn["mu"])) == (recipe.writer.name, recipe.writer.background_weight)
     assert recipe.until_loss is None
