@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(output=Path("results", "architectures"))
     parser.add_argument("--architectures", nargs="+", choices=sorted(ARCHITECTURES), default=sorted(ARCHITECTURES), help="default: all")
     parser.add_argument("--facts", type=int, default=50, help="taught, and as many controls (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=600, help="of pretraining (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=4000, help="of pretraining; 600 were far too few (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.smoke:
         options.facts, options.steps = 4, 2
