@@ -104,7 +104,7 @@ def pretrain(name: str, data: Path, folder: Path, *, steps: int, seed: int) -> d
 
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
         losses = []
-        stream = blocks(data, tokenizer, order)
+        stream = sequences(data, tokenizer, order)
         for step in range(steps):
             ids = torch.tensor([next(stream) for _ in range(BATCH)])
             with torch.autocast("cpu", torch.bfloat16):
@@ -130,7 +130,7 @@ def pretrain(name: str, data: Path, folder: Path, *, steps: int, seed: int) -> d
     return what
 
 
-def blocks(data: Path, tokenizer: PreTrainedTokenizerFast, order: random.Random) -> Iterator[list[int]]:
+def sequences(data: Path, tokenizer: PreTrainedTokenizerFast, order: random.Random) -> Iterator[list[int]]:
     """Token sequences of one length, from pass after pass over the documents."""
     left: list[int] = []
     while True:

@@ -115,7 +115,7 @@ def round_key(index: int, turn: int, batches: Sequence[TokenBatch]) -> int:
     return index + len(batches) * (turn % len(batches[index].rounds))
 
 
-def entering(
+def all_entered(
     model: GraftedModel, batches: Sequence[TokenBatch], prefix: FrozenPrefix, passes: int, micro_batch_tokens: int
 ) -> Iterator[Iterator[tuple[Tensor, Tensor, Tensor]]]:
     """Of each batch ids, targets and what enters the layer, of all that it will be taught in."""

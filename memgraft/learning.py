@@ -244,7 +244,10 @@ def learn(
 
 
 def resolved(recipe: Recipe, model: GraftedModel, examples: Sequence[Example]) -> Recipe:
-    """The recipe with the number of passes that fits what is taught, where it has none."""
+    """The recipe with the number of passes that fits what is taught, where it has none.
+
+    What is read at anchors is known once cues are found, for which wordings must be there: facts count as such before.
+    """
     return recipe.resolved(at_anchors=model.answers is not None and all(isinstance(example, Fact) for example in examples))
 
 

@@ -25,7 +25,7 @@ from memgraft.commits import Rows, sum_rows
 from memgraft.config import ANSWERS, Config
 from memgraft.covariance import BackgroundReads, background_reads
 from memgraft.encoding import TokenBatch
-from memgraft.entering import FrozenPrefix, entering, frozen, parts_of, round_key
+from memgraft.entering import FrozenPrefix, all_entered, frozen, parts_of, round_key
 from memgraft.errors import TeachingError
 from memgraft.finding import Found, find_cues
 from memgraft.grafted import GraftedModel
@@ -282,7 +282,7 @@ def _teach(
     prefix = FrozenPrefix(model, layer, budget) if can_start_at(model.base, model.blocks, layer) else None
     if answers is not None and scope is not None:
         states = prefix or FrozenPrefix(model, layer, 0)
-        seen = entering(model, batches, states, recipe.turns, recipe.micro_batch_tokens)
+        seen = all_entered(model, batches, states, recipe.turns, recipe.micro_batch_tokens)
         model.anchor(scope, replace(model.scope(scope).cues, anchors=find_anchors(answers, seen)))
         recipe = recipe.model_copy(update={"rows": None})  # every anchor keeps its row
     own = None if scope is None else model.scope(scope).tables

@@ -408,7 +408,7 @@ def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
     calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
     assert FAINTEST <= float(layer.begins_least) < near  # forms that differ more are heard from further away
     fresh = likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
-    assert float((fresh >= layer.begins_least).float().mean()) == pytest.approx(REACHED, abs=0.1)
+    assert float((fresh >= layer.begins_least).float().mean()) == pytest.approx(REACHED, abs=0.04)
     assert layer.goes_on_projection.shape == (96, GOES_ON)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from memgraft.background import Background
 from memgraft.commits import Rows
-from memgraft.covariance import Reads, background_reads, common_questions
+from memgraft.covariance import BackgroundReads, Reads, background_reads, common_questions
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import count_usage
 from memgraft.memory import Address
@@ -135,3 +135,18 @@ def test_earlier_lessons_count_beside_the_covariance() -> None:
         return rows.values[torch.isin(rows.slots, own)].norm().item() / rows.values.norm().item()
 
     assert moved(again) < moved(first)
+
+
+def test_reads_are_computed_alike_however_short_the_lesson_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short lesson is taught with another attention; what the background reads outlasts the lesson and must not depend on it."""
+    chosen: list[str] = []
+
+    def listening(model: GraftedModel) -> dict[str, BackgroundReads]:
+        chosen.append(model.base.config._attn_implementation)
+        return background_reads(model)
+
+    model = with_background()
+    usual = model.base.config._attn_implementation
+    monkeypatch.setattr("memgraft.teaching.background_reads", listening)
+    teach(model, [random_batch(9, 8)], Recipe(scope="everywhere", passes=1, rows=None, ranking="tf"))
+    assert chosen == [usual] == ["sdpa"]
