@@ -41,7 +41,7 @@ def generate_answers(
     answers = [""] * len(rows)
     settings = _greedy(model, tokenizer, max_new_tokens)
     generate: Any = model.generate
-    with evaluating(model), _generation_config(model, settings):
+    with evaluating(model), _generation_config(model, settings), _whole_inputs(model):
         prefix = compute_prefix(model, rows) if share_prefix else None
         shared = len(prefix) if prefix else 0
         for batch in batches_by_length([len(row) for row in rows], batch_size):
@@ -101,6 +101,19 @@ def _greedy(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_new_
         eos_token_id=sorted(ends) or None,
         use_cache=True,
     )
+
+
+@contextmanager
+def _whole_inputs(model: PreTrainedModel) -> Iterator[None]:
+    # A prefill hands the output head a slice, its last position. On a CPU, torch multiplies a slice by frozen weights as a batch
+    # of copies of them: the same logits, some 300 times slower.
+    head = unwrapped(model).get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, inputs: tuple(each.contiguous() for each in inputs)) if head is not None else None
+    try:
+        yield
+    finally:
+        if hook is not None:
+            hook.remove()
 
 
 @contextmanager

@@ -152,6 +152,17 @@ def test_settings_come_back_when_generation_fails(llama: PreTrainedModel, tokeni
     assert llama.training
 
 
+def test_the_output_head_never_multiplies_slices_and_keeps_no_hook(llama: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    head: Any = llama.get_output_embeddings()
+    whole: list[bool] = []
+    seen = head.register_forward_hook(lambda _, inputs, __: whole.append(inputs[0].is_contiguous()))
+    generate_answers(llama, tokenizer, PROMPTS, max_new_tokens=4)
+    seen.remove()
+    assert len(whole) >= 4
+    assert all(whole)
+    assert not head._forward_pre_hooks
+
+
 def token(tokenizer: PreTrainedTokenizerBase, text: str) -> int:
     (found,) = tokenizer(text, add_special_tokens=False)["input_ids"]
     assert isinstance(found, int)
