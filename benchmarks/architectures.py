@@ -3,8 +3,9 @@
     python -m benchmarks.architectures --data FOLDER    # results/architectures
 
 Each model is taught facts of the test split, which it never read, and asked by docs/protocol.md, beside the base: learned facts and
-controls, near misses and leaks, the other questions and WikiText-2. Resumable: a model that is there is not pretrained again, and
-every run is a line of its runs.jsonl.
+controls, near misses and leaks, WikiText-2, and in place of the other questions, of which it knows nothing, those facts that it was
+pretrained on. Resumable: a model that is there is not pretrained again, one that is being made goes on, and every run is a line of its
+runs.jsonl.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.materials import Choice
+from benchmarks.measurement import SHOTS
 from benchmarks.pareto import parser_of, study_of
-from benchmarks.pretraining import ARCHITECTURES, pretrained
+from benchmarks.pretraining import ARCHITECTURES, known_rows, pretrained
 from benchmarks.study import Task
 from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
 from memgraft.comparison.methods import Base
 from memgraft.comparison.summary import BASE, MEMORY, summarise
 from memgraft.errors import DataError, MemgraftError
+from memgraft.probes import QAProbe, QuestionRow, TextProbe
+
+READ = "facts of pretraining"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.set_defaults(output=Path("results", "architectures"))
     parser.add_argument("--architectures", nargs="+", choices=sorted(ARCHITECTURES), default=sorted(ARCHITECTURES), help="default: all")
     parser.add_argument("--facts", type=int, default=50, help="taught, and as many controls (default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=4000, help="of pretraining; 600 were far too few (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=1200, help="of pretraining (default: %(default)s)")
     options = parser.parse_args(argv)
     if options.smoke:
         options.facts, options.steps = 4, 2
@@ -56,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measured(options: Any) -> dict[str, Any]:
     """What the base knows and what it knows once taught, with intervals over all seeds."""
     study = study_of(options)
-    study.probes = [probe for probe in study.probes if probe.name != "gsm8k"]  # longer than what these models read
+    read = tuple(QuestionRow(question=row["question"], answers=tuple(row["answers"])) for row in known_rows(options.data))
+    study.probes = [QAProbe(name=READ, questions=read, shots=SHOTS), *(probe for probe in study.probes if isinstance(probe, TextProbe))]
     choices = [Choice("test", options.facts, seed) for seed in range(study.sizes.test_seeds)]
     (default, *_) = study.methods[MEMORY]
     runs = study.run_tasks([Task(choice, *taught) for choice in choices for taught in ((BASE, Base()), (MEMORY, default))])

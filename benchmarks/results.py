@@ -216,8 +216,8 @@ def _architectures(path: Path) -> Iterator[str]:
         yield "Not run yet."
         return
     yield (
-        "The default recipe, but for eight wordings a pass, on small models that were pretrained for this. They read half of the tuning "
-        "split's facts, the questions of WebQuestions, TriviaQA and NQ that are asked here with their answers, and little else."
+        "The default recipe, but for eight wordings a pass, on small models that were pretrained for this. They read a quarter of the "
+        "tuning split's facts, which are probed here in place of other questions, and some text."
     )
     for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
         made, (begins, goes_on) = summary["pretraining"], summary["least_cosines"]

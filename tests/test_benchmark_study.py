@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto
+from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.relations import facts_for, relations
@@ -302,6 +302,25 @@ def test_cue_rates_say_how_often_the_memory_opens(data: Path, model: Path, tmp_p
     assert all(each["cues"] >= each["facts"] for each in rates)
     assert all(0 <= value <= 1 for each in rates for name, value in each.items() if name not in ("facts", "cues"))
     assert "| own question in lower case |" in results(tmp_path)
+
+
+def test_a_pretraining_that_was_interrupted_ends_at_the_same_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretraining, "KEPT", 1)
+    whole = pretraining.pretrain("gpt_neox", data, tmp_path / "whole", steps=2, seed=0)
+    save = pretraining.save_whole
+
+    def interrupted(path: Path, state: dict[str, Any]) -> None:
+        save(path, state)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pretraining, "save_whole", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pretraining.pretrain("gpt_neox", data, tmp_path / "again", steps=2, seed=0)
+    assert (tmp_path / "again.pt").exists()
+    monkeypatch.setattr(pretraining, "save_whole", save)
+    assert pretraining.pretrain("gpt_neox", data, tmp_path / "again", steps=2, seed=0) == whole
+    assert (tmp_path / "again" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["again", "whole"]
 
 
 def test_a_model_is_pretrained_once_and_taught_by_the_default_recipe(data: Path, tmp_path: Path) -> None:
