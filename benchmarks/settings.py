@@ -54,11 +54,11 @@ def stream() -> dict[str, list[AnyMethod]]:
 
 
 def rows() -> dict[str, list[AnyMethod]]:
-    """How many rows a lesson keeps, and over how many passes it settles on them. On the tuning split: it is there to choose by."""
-    return {
-        "rows": [after_cues(rows=count) for count in (84, 40, 150, 300, 600, None)],
-        "settling": [after_cues(settling=count) for count in (2, 8)],
-    }
+    """How many rows a fact a lesson may keep in a memory layer, beside the default, whose rows are all at anchors.
+
+    On the tuning split: it is there to choose by.
+    """
+    return {"memory": [memory()], "memory (cues)": [after_cues(rows=count) for count in (84, 40, 150, 300)]}
 
 
 STUDIES = {
