@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from benchmarks.recipe import pooling
 from benchmarks.table import markdown
 from memgraft.comparison.runs import read_runs
 from memgraft.report.markdown import plain, table
@@ -166,41 +167,59 @@ def _recipe(path: Path) -> Iterator[str]:
     if not path.exists():
         yield "Not run yet."
         return
-    summary = json.loads(path.read_text(encoding="utf-8"))
-    own = summary["methods"]["memgraft"]
-    for run in summary["parts"].get("taught", []):
-        yield (
-            f"{run['facts']} facts of the test split as one lesson, seed {run['seed']}"
-            + ("" if "recipe" in run else ", by the default recipe of before there were anchors")
-            + f": {run['rows_per_fact']:.0f} rows and "
-            f"{run['seconds_per_fact']:.1f} seconds a fact. *Holds*: a right answer occurs in what is written. In parentheses the base."
-        )
-        columns = ["asked", "learned F1", "learned, holds", "control F1", "control, holds"]
-        yield table(columns, ([name, *_frame(frame)] for name, frame in own["frames"].items()))
-        yield "Answered in the same words as by the base, of questions that it answers with p of .5 and more, and of general instructions:"
-        rows = [[name.replace("_", " "), f"{each['same']:,} of {each['questions']:,}"] for name, each in own["locality"].items() if each]
-        yield table(["questions", "the same"], rows)
-        told = own["locality"]["instructions"]
-        if told:
-            nll = f"{told['base_nll']:.4f} of its own answers, {told['taught_nll']:.4f} of the taught model's"
-            yield f"NLL under the base of what is answered to the instructions: {nll}."
-    for run in summary["parts"].get("corrections", []):
-        yield f"Answers that change, seed {run['seed']}:"
-        groups = {"taught facts": run["taught"], "facts that the base knew": run["known"]}
+    parts = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    if parts.get("taught"):
+        yield from _taught(pooling.taught(pooling.latest(parts["taught"])))
+    if parts.get("corrections"):
+        found = pooling.corrections(pooling.latest(parts["corrections"]))
+        yield f"Answers that change, {_seeds(found['seeds'])}:"
+        groups = {"taught facts": found["taught"], "facts that the base knew": found["known"]}
         columns = ["changed", "facts", "newest answer, EM", "newest answer, F1", "old answer, EM"]
         cells = ("newest_wins", "newest_f1", "old_stays")
         yield table(columns, ([name, str(each["facts"]), *(_cell(each.get(cell)) for cell in cells)] for name, each in groups.items()))
-        misses = run["near_misses"]
+        misses = found["near_misses"]
         yield f"Near misses answered as before, after both: {misses['same']:,} of {misses['questions']:,}."
-    for run in summary["parts"].get("stream", []):
+    for run in parts.get("stream", []):
         yield f"A stream of {run['facts']:,} facts, each a lesson of its own, seed {run['seed']}:"
-        names = ("facts", "immediate_f1", "f1", "retained", "earliest_f1", "rows_per_fact")
+        names = ("facts", "immediate_f1", "f1", "retained", "worse", "earliest_f1", "rows_per_fact")
         probes = list(run["points"][0]["probes"])
         rows = [
             [*(_cell(point[name]) for name in names), *(f"{point['probes'][probe]['change']:+.4f}" for probe in probes)]
             for point in run["points"]
         ]
         yield table([*(name.replace("_", " ") for name in names), *probes], rows)
+
+
+def _taught(found: Mapping[str, Any]) -> Iterator[str]:
+    yield (
+        f"{found['facts']} facts of the test split as one lesson, {_seeds(found['seeds'])}: {found['rows_per_fact']:.1f} rows and "
+        f"{found['seconds_per_fact']:.1f} seconds a fact. *Holds*: a right answer occurs in what is written. In parentheses the base."
+    )
+    columns = ["asked", "learned F1", "learned, holds", "control F1", "control, holds"]
+    yield table(columns, ([name, *_frame(frame)] for name, frame in found["frames"].items()))
+    yield "Answered in the same words as by the base, of questions that it answers with p of .5 and more, and of general instructions:"
+    local = {name: each for name, each in found["locality"].items() if each}
+    rows = [[name.replace("_", " "), f"{each['same']:,} of {each['questions']:,}"] for name, each in local.items()]
+    yield table(["questions", "the same"], rows)
+    moved = [(name, each) for name, every in local.items() for each in every["moved"]]
+    if moved:
+        yield "Those that are answered in other words, by their row in EntityQuestions:"
+        answers = ("another", "that of a taught fact")
+        yield table(
+            ["", "seed", "asked", "answer"],
+            (
+                [name.replace("_", " "), str(each["seed"]), plain(each["asked"]), answers[each["to_a_taught_answer"]]]
+                for name, each in moved
+            ),
+        )
+    told = local.get("instructions")
+    if told:
+        nll = f"{told['base_nll']:.4f} of its own answers, {told['taught_nll']:.4f} of the taught model's"
+        yield f"NLL under the base of what is answered to the instructions: {nll}."
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
 def _frame(frame: Mapping[str, Any]) -> Iterator[str]:

@@ -17,6 +17,7 @@ import torch
 from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
+from benchmarks.recipe import pooling
 from benchmarks.relations import facts_for, relations
 from benchmarks.results import results
 from benchmarks.settings import STUDIES
@@ -163,8 +164,27 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Pat
     assert "| few-shot |" in page
     assert "A stream of 3 facts" in page
     assert found["frames"].keys() == {"few-shot", "zero-shot", "sentence"}  # no chat template
-    assert [point["facts"] for point in found["stream_retention"]["3"]] == [1, 2, 3]
-    assert found["stream_retention"]["3"][-1]["probes"].keys() == {"webquestions", "triviaqa", "popqa", "nq_open", "gsm8k", "wikitext"}
+    assert found["stream_retention"]["3"]["seeds"] == [0]
+    assert [point["facts"] for point in summary["parts"]["stream"][0]["points"]] == [1, 2, 3]
+    assert found["stream_retention"]["3"]["probes"].keys() == {"webquestions", "triviaqa", "popqa", "nq_open", "gsm8k", "wikitext"}
+
+
+def test_parts_are_pooled_over_the_seeds_of_the_latest_settings() -> None:
+    def part(seed: int, wins: float, same: int, recipe: int = 1) -> dict[str, Any]:
+        group = {"facts": 100, "newest_wins": wins, "newest_f1": wins, "old_stays": 0.0}
+        moved = [{"asked": "row 7", "to_a_taught_answer": True}] * (50 - same)
+        misses = {"questions": 50, "same": same, "share": same / 50, "moved": moved}
+        own = {"id": str(seed), "facts": 200, "seed": seed, "recipe": {"rows": recipe, "seed": seed}}
+        return {**own, "taught": group, "known": {"facts": 0}, "near_misses": misses}
+
+    runs = pooling.latest([part(0, 0.5, 50, recipe=2), part(0, 0.9, 50), part(1, 1.0, 49)])
+    found = pooling.corrections(runs)
+    assert found["seeds"] == [0, 1]
+    assert found["taught"] == {"facts": 200, "newest_wins": 0.95, "newest_f1": 0.95, "old_stays": 0.0}
+    assert found["known"] == {"facts": 0}
+    assert (found["near_misses"]["same"], found["near_misses"]["questions"], found["near_misses"]["share"]) == (99, 100, 0.99)
+    assert found["near_misses"]["moved"] == [{"seed": 1, "asked": "row 7", "to_a_taught_answer": True}]
+    assert pooling.mean_of([{"a": {"b": 1.0}}, {"a": {"b": 2.0}}]) == {"a": {"b": 1.5}}
 
 
 def test_another_background_is_another_part_with_a_store_of_its_own(data: Path, model: Path, tmp_path: Path) -> None:

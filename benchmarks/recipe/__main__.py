@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pareto import parser_of, study_of
+from benchmarks.recipe import pooling
 from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.corrections import corrections
 from benchmarks.recipe.stream import stream
@@ -89,19 +90,16 @@ def summary(folder: Path) -> dict[str, Any]:
                 "d_gsm8k_nll": setting["probes"]["gsm8k"]["change"],
             }
     own = methods["memgraft"]
-    for run in parts.get("taught", [])[-1:]:
-        own.setdefault("rows_per_fact", run["rows_per_fact"])
-        own["frames"] = run["frames"]
-        own["locality"] = {name: _counts(run[name]) for name in ("near_misses", "same_subject", "instructions")}
-    for run in parts.get("corrections", [])[-1:]:
-        own["corrections"] = {"taught": run["taught"], "known": run["known"], "near_misses": _counts(run["near_misses"])}
-    for run in parts.get("stream", []):
-        own.setdefault("stream_retention", {})[str(run["facts"])] = run["points"]
+    if parts.get("taught"):
+        found = pooling.taught(pooling.latest(parts["taught"]))
+        own |= {"frames": found["frames"], "locality": found["locality"]}
+        own.setdefault("rows_per_fact", found["rows_per_fact"])
+    if parts.get("corrections"):
+        own["corrections"] = pooling.corrections(pooling.latest(parts["corrections"]))
+    for count in {run["facts"]: None for run in parts.get("stream", ())}:
+        runs = pooling.latest([run for run in parts["stream"] if run["facts"] == count])
+        own.setdefault("stream_retention", {})[str(count)] = pooling.streams(runs)
     return {"methods": methods, "parts": parts}
-
-
-def _counts(part: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in part.items() if name != "moved"}
 
 
 if __name__ == "__main__":
