@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
@@ -11,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from memgraft.anchors import BEGINS, KEY_DIM, Anchors
-from memgraft.answer_layer import AnswerLayer, Asked, calibrate
+from memgraft.anchors import BEGINS, GOES_ON, Anchors
+from memgraft.answer_layer import AnswerLayer, Asked, calibrate, expect
 from memgraft.encoding import TokenBatch, encode
 from memgraft.errors import DataError, GraftError, TeachingError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
+from memgraft.probes.language_model import encode as prompt_ids
 from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
 
 WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
@@ -31,30 +33,43 @@ PLAINLY = (
     "{q} The answer is {a}",
 )
 
+ELSEWHERE = 12  # tokens of each of these, at which no answer begins or goes on
+BACKGROUND = 64  # texts of it that stand for where none does
+IN_FRONT = (2, 4, 6)  # so many others, in front of each question once more
+
 Seen = tuple[Tensor, Tensor, Tensor]  # ids (B, T), targets (B, T), the hidden states that enter the answer layer (B, T, D)
 
 
 def find_anchors(layer: AnswerLayer, facts: Iterable[Iterable[Seen]]) -> Anchors:
     """The anchors of facts, of each of which all wordings are given.
 
-    One where an answer begins, and one for each way in which it goes on: after the same tokens of it, with the same one. An answer that
-    ends in a full stop in one wording and in a new line in another has an anchor for each.
+    One where an answer is expected, behind a question; one for it within statements, where it is not, for each token that it begins with;
+    and one for each way in which it goes on: after the same tokens of it, with the same one. An answer that ends in a full stop in one
+    wording and in a new line in another has an anchor for each.
     """
     keys: list[Tensor] = []
     numbers: list[int] = []
     least: list[float] = []
     for number, wordings in enumerate(facts):
-        queries: dict[tuple[int, ...], list[Tensor]] = {}  # by the answer's tokens so far and the one that comes; () where it begins
+        queries: dict[tuple[int, ...], list[Tensor]] = {}  # by the answer's tokens so far and the one that comes; () where it is expected
         for ids, targets, hidden in wordings:
             for row, predicting in answer_tokens(ids, targets):
-                found = layer.queries(hidden[row, torch.tensor(list(predicting), device=hidden.device)]).cpu()
-                for (place, so_far), query in zip(predicting.items(), found, strict=True):
-                    queries.setdefault((*so_far, int(ids[row, place + 1])) if so_far else (), []).append(query)
+                states = hidden[row, torch.tensor(list(predicting), device=hidden.device)]
+                found, expected = layer.queries(states).cpu(), layer.expects(states).tolist()
+                for (place, so_far), query, asked in zip(predicting.items(), found, expected, strict=True):
+                    key = () if asked and not so_far else (*so_far, int(ids[row, place + 1]))
+                    queries.setdefault(key, []).append(query)
         for answer in sorted(queries, key=lambda tokens: (len(tokens), tokens)):
-            mean = torch.stack(queries[answer]).mean(0)
-            mean[slice(BEGINS, KEY_DIM) if not answer else slice(0, BEGINS)] = 0
-            keys.append(F.normalize(mean, dim=-1))
-            least.append(float(layer.goes_on_least if answer else layer.begins_least))
+            begins, goes_on = torch.stack(queries[answer]).mean(0).split([BEGINS, GOES_ON])
+            match len(answer):
+                case 0:
+                    goes_on, closeness = torch.zeros_like(goes_on), layer.begins_least
+                case 1:
+                    closeness = layer.amid_least
+                case _:
+                    begins, closeness = torch.zeros_like(begins), layer.goes_on_least
+            keys.append(F.normalize(torch.cat([F.normalize(begins, dim=-1), F.normalize(goes_on, dim=-1)]), dim=-1))
+            least.append(float(closeness))
             numbers.append(number)
     return Anchors(torch.stack(keys), torch.tensor(least), torch.tensor(numbers))
 
@@ -84,23 +99,36 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
         raise GraftError(
             "answer_layer: the model's context is too short for questions with their answers; graft without (answer_layer None)"
         )
-    sequences = [ids[mask].tolist() for batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    sequences = [ids[mask].tolist() for _, batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     states = iter(background_states(model, model.config.answer_layer, sequences))
     begins: list[tuple[Tensor, int, bool]] = []
     goes_on: list[tuple[Tensor, int, bool]] = []
     groups: dict[tuple[int, ...], int] = {}  # question, the answer's tokens so far, the one that comes → number
     within: list[Tensor] = []
-    for number, batch in enumerate(batches):
+    elsewhere: list[tuple[Tensor, int, bool]] = []
+    generator = torch.Generator().manual_seed(seed)
+    for number, batch in batches:
         for row, so_far in answer_tokens(batch.input_ids, batch.targets):
             hidden, plain = next(states).float(), row >= len(batch) - len(PLAINLY)
             within.append(hidden[1:])
+            others = torch.tensor([place for place in range(1, len(hidden)) if place not in so_far])
+            chosen = others[torch.randperm(len(others), generator=generator)[:ELSEWHERE]]
+            elsewhere += [(state, number, plain) for state in hidden[chosen]]
             for place, tokens in so_far.items():
                 if tokens:
                     group = groups.setdefault((number, *tokens, int(batch.input_ids[row, place + 1])), len(groups))
                     goes_on.append((hidden[place], group, plain))
                 else:
                     begins.append((hidden[place], number, plain))
-    calibrate(model.answers, _stacked(begins, within[0].shape[1]), _stacked(goes_on, within[0].shape[1]), torch.cat(within), seed=seed)
+    width = within[0].shape[1]
+    calibrate(model.answers, _stacked(begins, width), _stacked(goes_on, width), torch.cat(within), seed=seed)
+    assert model.background is not None
+    after = list(asked_after_others(model.tokenizer, context_length(model.base) or 2**20, seed=seed))
+    ends = background_states(model, model.config.answer_layer, [ids for _, ids in after])
+    begins += [(hidden[-1].float(), number, True) for (number, _), hidden in zip(after, ends, strict=True)]
+    texts = background_states(model, model.config.answer_layer, model.background.split(model.tokenizer)[0][:BACKGROUND])
+    elsewhere += [(state, -number, False) for number, hidden in enumerate(texts, 1) for state in hidden[1:].float()]
+    expect(model.answers, _stacked(begins, width), _stacked(elsewhere, width))
 
 
 def _stacked(tokens: Sequence[tuple[Tensor, int, bool]], width: int) -> Asked:
@@ -114,8 +142,8 @@ def enough_questions(tokenizer: PreTrainedTokenizerBase, max_length: int) -> boo
     return sum(1 for _ in islice(common_questions_asked(tokenizer, max_length), FEWEST)) == FEWEST
 
 
-def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[TokenBatch]:
-    """The package's common questions, each in several forms; those of which one is longer than `max_length` tokens are left out."""
+def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[tuple[int, TokenBatch]]:
+    """The package's common questions by number, each in several forms; without those of which one is longer than `max_length` tokens."""
     pool, chat = load_pool("contexts"), chat_renderer(tokenizer)
     for number, pair in enumerate(pool, 1):
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
@@ -127,4 +155,15 @@ def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) 
             chat = None
             wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
         with suppress(TeachingError):  # too long
-            yield encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length)
+            yield number, encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length)
+
+
+def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, seed: int) -> Iterator[tuple[int, list[int]]]:
+    """Each of the common questions after others with their answers: its number, and the ids up to where its answer begins."""
+    pool, chooser = load_pool("contexts"), random.Random(seed)
+    for number, pair in enumerate(pool, 1):
+        others = chooser.sample([other for other in pool if other is not pair], chooser.choice(IN_FRONT))
+        text = "".join(f"Question: {other.question}\nAnswer: {other.answer}\n\n" for other in others)
+        ids = prompt_ids(tokenizer, f"{text}Question: {pair.question}\nAnswer:")
+        if len(ids) <= max_length:
+            yield number, ids

@@ -3,10 +3,12 @@
 That a fact's subject came up (`memgraft.cues`) does not say that the fact was asked for: "Where was Leo Wardrup born?" and "Who is Leo
 Wardrup married to?" open the same lesson. What is asked for is known where the answer begins, at the question's last token, and deep
 in the model. So the rows of facts are read in front of a deep block, at tokens that are like those in front of the answer in the fact's own
-wordings. What an answer's first token is predicted from looks much alike in all wordings, so that a fact has one anchor for it, the mean;
-and one for each further token of the answer. A row that is read wherever an anchor is near, and nowhere else, is a codebook's entry as in
-GRACE (Hartvigsen et al. 2023, arXiv 2211.11031); its radius is the same for all, and is measured in directions in which questions differ
-and the ways of asking them do not (linear discriminant analysis, Fisher 1936), which the package's common questions show without any label.
+wordings. What an answer's first token is predicted from looks much alike however a question was asked, so that a fact has one anchor for
+it, the mean, read only where an answer is expected at all (`memgraft.expectation`); one for it within statements, which are prose like any
+other; and one for each further token of the answer. A row that is read wherever an anchor is near, and nowhere else, is a codebook's entry
+as in GRACE (Hartvigsen et al. 2023, arXiv 2211.11031); its radius is the same for all of a kind, and is measured in directions in which
+questions differ and the ways of asking them do not (linear discriminant analysis, Fisher 1936), which the package's common questions
+show without any label.
 
 Shape suffixes: B sequences, T tokens, N open tokens, A anchors, K key width, F facts that are open.
 """
@@ -52,7 +54,7 @@ def keys_problem(tensors: Mapping[str, Tensor], width: int) -> str | None:
 class Anchors:
     """The anchors of facts, fact by fact."""
 
-    keys: Tensor  # (A, K) fp32 of unit length, in one of the two parts
+    keys: Tensor  # (A, K) fp32 of unit length: the first part of a question, the second within an answer, both in a statement
     least: Tensor  # (A,) fp32: cosine with its key above which a token is at the anchor
     facts: Tensor  # (A,) int64: of which fact; 0, …, 0, 1, …, 1, 2, …
 
@@ -62,6 +64,11 @@ class Anchors:
     @property
     def fact_count(self) -> int:
         return int(self.facts[-1]) + 1 if len(self) else 0
+
+    @property
+    def begins(self) -> Tensor:
+        """(A,) bool: those of a question, which only a token is at behind which an answer is expected."""
+        return (self.keys[:, BEGINS:] == 0).all(-1)
 
     def to(self, device: torch.device) -> Anchors:
         """The same on a device."""
@@ -92,10 +99,11 @@ class Opened(NamedTuple):
     tokens: Tensor  # (B, T, F) bool: at which tokens each is
 
 
-def nearest(anchors: Anchors, queries_NK: Tensor, facts: Tensor, open_NF: Tensor) -> Tensor:
+def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Tensor, open_NF: Tensor) -> Tensor:
     """(N,) int64: the anchor that each token is at, of a fact that is open there: the one it exceeds most; -1 where there is none.
 
     Args:
+        expected_N: (N,) bool, whether an answer is expected behind each token.
         facts: (F,) which facts the columns of open_NF (N, F) bool are.
     """
     at = torch.isin(anchors.facts, facts).nonzero()[:, 0]
@@ -104,5 +112,6 @@ def nearest(anchors: Anchors, queries_NK: Tensor, facts: Tensor, open_NF: Tensor
     with in_own_precision(queries_NK):
         above = queries_NK @ anchors.keys[at].T - anchors.least[at]
         may_NA = open_NF.float() @ (facts[:, None] == anchors.facts[at]).float() > 0
+        may_NA &= expected_N[:, None] | ~anchors.begins[at]
     best = above.masked_fill(~may_NA, -1.0).max(-1)
     return torch.where(best.values > 0, at[best.indices], -1)

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from memgraft.anchors import BEGINS, GOES_ON, Anchors, Opened, nearest
 from memgraft.calibration import random_directions, whitening
+from memgraft.expectation import Expectation
 from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
 SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
 REACHED = 0.92  # share of plain forms of questions that must be at their question's anchor
 FOLDS = 4  # in which questions are left out to measure that
+BY_CHANCE = 0.002  # share of pairs of tokens of different texts that may be alike as a token in a statement and the fact's own
+PAIRED = 2000  # tokens of which all pairs are compared
 FAINTEST, CLOSEST = 0.1, 0.95  # cosines between which a token must be alike at least, whatever forms are
 
 
@@ -36,6 +39,7 @@ class AnswerLayer(nn.Module):
     goes_on_projection: Tensor
     scale: Tensor
     begins_least: Tensor  # () cosine with its key from which a token is one in front of a fact's answer
+    amid_least: Tensor  # () from which it is one in front of the answer within a statement
     goes_on_least: Tensor  # () and from which it is a certain token within the answer
 
     def __init__(self, hidden_size: int) -> None:
@@ -45,7 +49,9 @@ class AnswerLayer(nn.Module):
             self.register_buffer(f"{part}_projection", torch.zeros(hidden_size, width))
         self.register_buffer("scale", torch.ones(()))
         self.register_buffer("begins_least", torch.tensor(0.5))
+        self.register_buffer("amid_least", torch.tensor(0.5))
         self.register_buffer("goes_on_least", torch.tensor(0.5))
+        self.expects = Expectation(hidden_size)
         self.on_read: Callable[[Tensor], None] | None = None
 
     def queries(self, hidden_ND: Tensor) -> Tensor:
@@ -64,7 +70,8 @@ class AnswerLayer(nn.Module):
             open_BT = tokens.any(-1)
             facts = opened.facts.to(hidden_states.device) % anchors.fact_count  # a second group is of the same facts in lower case
             at = torch.full(open_BT.shape, -1, dtype=torch.int64, device=hidden_states.device)
-            at[open_BT] = nearest(anchors, self.queries(hidden_states[open_BT]), facts, tokens[open_BT])
+            hidden = hidden_states[open_BT]
+            at[open_BT] = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
             if bool((at >= 0).any()):
                 found[number] = at
         return found
@@ -120,6 +127,35 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
             cosines.append(likeness(Asked(*(each[out] for each in begins)), *fitted))
     layer.begins_least.fill_(least_reached(torch.cat([torch.zeros(0), *cosines])))
     layer.goes_on_least.fill_(least_reached(likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())))
+
+
+def expect(layer: AnswerLayer, begins: Asked, elsewhere: Asked) -> None:
+    """Fit what tells where answers begin: to tokens in front of the answers to common questions, and to others. `calibrate` comes first.
+
+    What passes is measured on plain forms of questions that are left out in turn. Within a statement no answer is expected, and what
+    precedes it there are words of a text: how much alike they must be is what few pairs of tokens of the background's texts are.
+
+    Args:
+        elsewhere: tokens of the same questions, and of the background's texts, each of which has a group of its own below zero.
+    """
+    expectation, scores = layer.expects, []
+    for fold in range(FOLDS):
+        out, apart = ((asked.groups >= 0) & (asked.groups % FOLDS == fold) for asked in (begins, elsewhere))
+        if bool(out.any()) and not bool(out.all()) and not bool(apart.all()):
+            expectation.fit(begins.hidden_ED[~out], elsewhere.hidden_ED[~apart])
+            scores.append(expectation.scores(begins.hidden_ED[out & begins.plain].to(expectation.offset.device)))
+    if scores:
+        expectation.fit(begins.hidden_ED, elsewhere.hidden_ED)
+        expectation.let_through(torch.cat(scores))
+    texts = elsewhere.groups < 0
+    hidden, groups = (each[texts][:: max(1, -(-int(texts.sum()) // PAIRED))] for each in (elsewhere.hidden_ED, elsewhere.groups))
+    hidden = hidden.to(layer.amid_least.device)
+    unexpected = ~expectation(hidden)
+    queries, groups = layer.queries(hidden)[unexpected], groups.to(hidden.device)[unexpected]
+    pairs = (queries @ queries.T)[groups[:, None] != groups] / 2**0.5  # as with a key, which has unit length
+    if len(pairs):
+        least = pairs.float().cpu().sort().values[-1 - int(BY_CHANCE * (len(pairs) - 1))].item()
+        layer.amid_least.fill_(min(CLOSEST, max(FAINTEST, least)))
 
 
 def discriminants(begins: Asked) -> tuple[Tensor, Tensor]:

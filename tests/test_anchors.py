@@ -16,7 +16,7 @@ from transformers import DynamicCache
 
 from memgraft.anchoring import answer_tokens, common_questions_asked, find_anchors, fit_answers
 from memgraft.anchors import BEGINS, GOES_ON, KEY_DIM, Anchors, nearest
-from memgraft.answer_layer import FAINTEST, REACHED, AnswerLayer, Asked, calibrate, least_reached, likeness
+from memgraft.answer_layer import BY_CHANCE, FAINTEST, REACHED, AnswerLayer, Asked, calibrate, expect, least_reached, likeness
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Commit
 from memgraft.config import ANSWERS
@@ -24,6 +24,7 @@ from memgraft.cues import NEVER, Cues
 from memgraft.encoding import TokenBatch
 from memgraft.entering import FrozenPrefix, frozen
 from memgraft.errors import GraftError, StoreError, TeachingError
+from memgraft.expectation import LET_THROUGH
 from memgraft.finding import Found
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import default_answer_layer, graft
@@ -68,13 +69,16 @@ def test_a_token_is_at_the_anchor_of_an_open_fact_that_it_exceeds_most(counts: l
     queries = torch.randn(5, KEY_DIM, generator=generator)
     queries = torch.cat([functional.normalize(part, dim=-1) for part in queries.split([BEGINS, KEY_DIM - BEGINS], dim=-1)], dim=-1)
     open_NF = torch.rand(5, len(facts), generator=generator) > 0.4
+    asked = torch.rand(5, generator=generator) > 0.4
+    begins = [place == 0 for count in counts for place in range(count)]
+    assert anchors.begins.tolist() == begins
     expected = []
-    for query, open_F in zip(queries, open_NF, strict=True):
-        may = set(facts[open_F].tolist())
-        above = {i: float(query @ anchors.keys[i] - anchors.least[i]) for i in range(len(anchors)) if int(anchors.facts[i]) in may}
+    for query, open_F, answer in zip(queries, open_NF, asked.tolist(), strict=True):
+        may = [i for i in range(len(anchors)) if int(anchors.facts[i]) in facts[open_F].tolist() and (answer or not begins[i])]
+        above = {i: float(query @ anchors.keys[i] - anchors.least[i]) for i in may}
         best = max(above, key=lambda i: above[i], default=-1)
         expected.append(best if best >= 0 and above[best] > 0 else -1)
-    assert nearest(anchors, queries, facts, open_NF).tolist() == expected
+    assert nearest(anchors, queries, asked, facts, open_NF).tolist() == expected
 
 
 def test_only_tokens_at_an_anchor_of_an_open_fact_change() -> None:
@@ -167,6 +171,23 @@ def test_a_fact_has_one_anchor_where_answers_begin_and_one_for_each_way_on() -> 
     torch.testing.assert_close(anchors.keys[0], functional.normalize(queries.mean(0), dim=-1))
     last = model.answers.queries(hidden[1:2, 3])[0]
     torch.testing.assert_close(anchors.keys[3], torch.cat([torch.zeros(BEGINS), last[BEGINS:]]))
+
+
+def test_where_no_answer_is_expected_a_fact_has_an_anchor_for_each_token_that_it_begins_with() -> None:
+    model = graft_with_answers()
+    assert model.answers is not None
+    model.answers.amid_least.fill_(0.625)
+    model.answers.expects.offset.fill_(-1.0)
+    ids = torch.tensor([[9, 1, 2, 3], [5, 6, 2, 7], [8, 1, 4, 3]])
+    targets = torch.tensor([[False, False, True, True]] * 3)
+    hidden = torch.randn(3, 4, HIDDEN, generator=torch.Generator().manual_seed(0))
+    anchors = find_anchors(model.answers, [[(ids, targets, hidden)]])
+    assert not anchors.begins.any()
+    torch.testing.assert_close(anchors.least, torch.tensor([0.625] * 2 + [0.5] * 3))  # begins with 2, with 4; 2, 3 and 2, 7 and 4, 3
+    queries = model.answers.queries(hidden[:, 1])
+    halves = (functional.normalize(queries[:2].mean(0)[part], dim=-1) for part in (slice(0, BEGINS), slice(BEGINS, KEY_DIM)))
+    torch.testing.assert_close(anchors.keys[0], functional.normalize(torch.cat(list(halves)), dim=-1))
+    torch.testing.assert_close(anchors.keys[1], functional.normalize(queries[2], dim=-1))
 
 
 def taught_graft() -> tuple[GraftedModel, TokenBatch, int]:
@@ -358,13 +379,14 @@ def test_a_graft_is_saved_and_loaded_with_its_answer_layer(tmp_path: Path) -> No
     assert float(model.answers.begins_projection.abs().sum()) > 0
     assert FAINTEST <= float(model.answers.begins_least) < 1
     assert FAINTEST <= float(model.answers.goes_on_least) < 1
+    assert bool(model.answers.expects.precisions.all())
 
 
 def test_a_chat_template_that_refuses_conversations_is_left_out() -> None:
     model = tiny_graft(tiny_model(depth=DEPTH), answer_layer=ANSWER_LAYER)
-    without = [batch.name for batch in common_questions_asked(model.tokenizer, 2048)]
+    without = [batch.name for _, batch in common_questions_asked(model.tokenizer, 2048)]
     model.tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert [batch.name for batch in common_questions_asked(model.tokenizer, 2048)] == without
+    assert [batch.name for _, batch in common_questions_asked(model.tokenizer, 2048)] == without
 
 
 @pytest.mark.parametrize("tokens", [8, 110])  # no question, and one or two
@@ -412,9 +434,32 @@ def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
     assert layer.goes_on_projection.shape == (96, GOES_ON)
 
 
+def test_what_an_answer_is_expected_behind_is_measured_where_nothing_was_fitted() -> None:
+    layer = AnswerLayer(96)
+    texts = asked(9, 40, 1.0, seed=2)
+    elsewhere = Asked(texts.hidden_ED - 1.5, -1 - texts.groups, torch.zeros_like(texts.plain))
+    assert layer.expects(elsewhere.hidden_ED).all()  # not fitted yet
+    calibrate(layer, asked(40, 6, 1.0), asked(40, 6, 1.0), elsewhere.hidden_ED, seed=0)
+    expect(layer, asked(40, 6, 1.0), elsewhere)
+    assert not layer.expects(elsewhere.hidden_ED).any()
+    fresh = asked(400, 2, 1.0, seed=5)
+    assert float(layer.expects(fresh.hidden_ED[fresh.plain]).float().mean()) == pytest.approx(LET_THROUGH, abs=0.02)
+    # The slow twin: of all pairs of tokens of different texts, as a query and a key of unit length.
+    queries = layer.queries(elsewhere.hidden_ED)
+    above = [
+        float(one @ functional.normalize(other, dim=-1) > layer.amid_least)
+        for i, one in enumerate(queries)
+        for j, other in enumerate(queries)
+        if texts.groups[i] != texts.groups[j]
+    ]
+    assert sum(above) / len(above) == pytest.approx(BY_CHANCE, rel=0.05)
+
+
 def test_nothing_to_measure_leaves_one_half() -> None:
     assert least_reached(torch.zeros(0)) == 0.5
     assert least_reached(torch.full((9,), -0.5)) == FAINTEST
     layer, none = AnswerLayer(96), Asked(torch.zeros(0, 96), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
     calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
-    assert (float(layer.begins_least), float(layer.goes_on_least)) == (0.5, 0.5)
+    expect(layer, asked(1, 4, 0.1), none)
+    assert (float(layer.begins_least), float(layer.goes_on_least), float(layer.amid_least)) == (0.5, 0.5, 0.5)
+    assert layer.expects(torch.randn(9, 96)).all()
