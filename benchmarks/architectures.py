@@ -29,6 +29,7 @@ from memgraft.errors import DataError, MemgraftError
 from memgraft.probes import QAProbe, QuestionRow, TextProbe
 
 READ = "facts of pretraining"
+CALIBRATED = ("begins_share", "alike", "amid_least", "goes_on_least")  # see `memgraft.answer_layer`
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,7 +72,7 @@ def measured(options: Any) -> dict[str, Any]:
     return {
         "layers": list(layers.config.layers),
         "answer_layer": layers.config.answer_layer,
-        "least_cosines": [round(float(layers.answers.begins_least), 4), round(float(layers.answers.goes_on_least), 4)],
+        "calibrated": {name: round(float(getattr(layers.answers, name)), 4) for name in CALIBRATED},
         "facts": options.facts,
         **summarise(runs),
     }

@@ -239,13 +239,15 @@ def _architectures(path: Path) -> Iterator[str]:
         "tuning split's facts, which are probed here in place of other questions, and some text."
     )
     for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
-        made, (begins, goes_on) = summary["pretraining"], summary["least_cosines"]
+        made, fitted = summary["pretraining"], summary["calibrated"]
         size, read = made["parameters"] / 1e6, made["tokens"] / 1e6
         yield f"### {plain(name)}"
         layers = f"memory layer {summary['layers'][0]}, answer layer {summary['answer_layer']}"
         yield (
             f"{size:.1f} million parameters, {read:.1f} million tokens read, {layers}; {summary['facts']} facts of the test split. "
-            f"A token is at an anchor from a cosine of {begins:.2f} on where an answer begins, of {goes_on:.2f} where it goes on."
+            f"A token is at an anchor where it is {fitted['begins_share']:.2f} times as like a fact's wordings as these are alike (two of a common "
+            f"question: a cosine of {fitted['alike']:.2f}), within a statement from a cosine of {fitted['amid_least']:.2f} on, and where an answer "
+            f"goes on of {fitted['goes_on_least']:.2f}."
         )
         yield _settings(summary["settings"], with_seeds=True)
         taught: Mapping[str, Any] = next((each for each in summary["settings"] if each["method"] == "memory"), {"probes": {}})

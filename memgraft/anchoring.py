@@ -60,16 +60,17 @@ def find_anchors(layer: AnswerLayer, facts: Iterable[Iterable[Seen]]) -> Anchors
                     key = () if asked and not so_far else (*so_far, int(ids[row, place + 1]))
                     queries.setdefault(key, []).append(query)
         for answer in sorted(queries, key=lambda tokens: (len(tokens), tokens)):
-            begins, goes_on = torch.stack(queries[answer]).mean(0).split([BEGINS, GOES_ON])
+            begins, goes_on = torch.stack(queries[answer]).split([BEGINS, GOES_ON], dim=-1)
             match len(answer):
                 case 0:
-                    goes_on, closeness = torch.zeros_like(goes_on), layer.begins_least
+                    goes_on, closeness = torch.zeros_like(goes_on), layer.begins_least(begins)
                 case 1:
-                    closeness = layer.amid_least
+                    closeness = float(layer.amid_least)
                 case _:
-                    begins, closeness = torch.zeros_like(begins), layer.goes_on_least
-            keys.append(F.normalize(torch.cat([F.normalize(begins, dim=-1), F.normalize(goes_on, dim=-1)]), dim=-1))
-            least.append(float(closeness))
+                    begins, closeness = torch.zeros_like(begins), float(layer.goes_on_least)
+            halves = (F.normalize(part.mean(0), dim=-1) for part in (begins, goes_on))
+            keys.append(F.normalize(torch.cat(list(halves)), dim=-1))
+            least.append(closeness)
             numbers.append(number)
     return Anchors(torch.stack(keys), torch.tensor(least), torch.tensor(numbers))
 

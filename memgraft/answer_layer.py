@@ -20,7 +20,8 @@ from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
 SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
-REACHED = 0.92  # share of plain forms of questions that must be at their question's anchor
+REACHED = 0.84  # share of plain forms of questions that are as like their question's taught forms as a fact's question must be
+WITHIN = 0.92  # share of tokens within answers in plain forms that must be at their anchor
 FOLDS = 4  # in which questions are left out to measure that
 BY_CHANCE = 0.002  # share of pairs of tokens of different texts that may be alike as a token in a statement and the fact's own
 PAIRED = 2000  # tokens of which all pairs are compared
@@ -38,8 +39,9 @@ class AnswerLayer(nn.Module):
     goes_on_mean: Tensor
     goes_on_projection: Tensor
     scale: Tensor
-    begins_least: Tensor  # () cosine with its key from which a token is one in front of a fact's answer
-    amid_least: Tensor  # () from which it is one in front of the answer within a statement
+    begins_share: Tensor  # () of how alike its wordings are, by which a token must be like them to be one in front of a fact's answer
+    alike: Tensor  # () mean cosine of two wordings of a common question, which stands for that of a fact in one wording
+    amid_least: Tensor  # () cosine with its key from which it is one in front of the answer within a statement
     goes_on_least: Tensor  # () and from which it is a certain token within the answer
 
     def __init__(self, hidden_size: int) -> None:
@@ -48,7 +50,8 @@ class AnswerLayer(nn.Module):
             self.register_buffer(f"{part}_mean", torch.zeros(hidden_size))  # (D,)
             self.register_buffer(f"{part}_projection", torch.zeros(hidden_size, width))
         self.register_buffer("scale", torch.ones(()))
-        self.register_buffer("begins_least", torch.tensor(0.5))
+        self.register_buffer("begins_share", torch.tensor(0.8))
+        self.register_buffer("alike", torch.tensor(0.5))
         self.register_buffer("amid_least", torch.tensor(0.5))
         self.register_buffer("goes_on_least", torch.tensor(0.5))
         self.expects = Expectation(hidden_size)
@@ -61,6 +64,16 @@ class AnswerLayer(nn.Module):
             begins = (hidden - self.begins_mean) @ self.begins_projection
             goes_on = (hidden - self.goes_on_mean) @ self.goes_on_projection
         return torch.cat([F.normalize(begins, dim=-1), F.normalize(goes_on, dim=-1)], dim=-1)
+
+    def begins_least(self, queries_NK: Tensor) -> float:
+        """The cosine with their mean from which a token is like these of a fact's wordings, each of unit length.
+
+        Wordings of one fact are more alike than those of another. The cosine is by how much a token must on average be like a wording, over
+        their mean's length, whatever their number.
+        """
+        length, count = float(queries_NK.mean(0).norm()), len(queries_NK)
+        alike = (count * length**2 - 1) / (count - 1) if count > 1 else float(self.alike)
+        return within_reason(float(self.begins_share) * alike / max(length, 1e-6))
 
     def find(self, hidden_states: Tensor, lessons: Mapping[int, tuple[Anchors, Opened]]) -> dict[int, Tensor]:
         """For each lesson that has a token at an anchor: which one each token is at, (B, T) int64, -1 for none."""
@@ -102,9 +115,10 @@ class Asked(NamedTuple):
 def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tensor, *, seed: int) -> None:
     """Fit an answer layer to a base model without training.
 
-    How much alike a token must be to a fact's own is what lets `REACHED` of the plain forms through, measured against the mean of those in
-    which facts are taught: directions and cosines differ from model to model. Questions are left out in turn: directions are
-    fitted to those that they see, and make them more alike than others. Within an answer nothing is fitted to questions.
+    How much like a fact's wordings a token must be, as a share of how alike these are, is what lets `REACHED` of the plain forms through,
+    measured against those in which facts are taught: directions and cosines differ from model to model. Questions are left out in turn:
+    directions are fitted to those that they see, and make them more alike than others. Within an answer nothing is fitted to questions,
+    and a cosine with the mean of the forms in which facts are taught lets `WITHIN` of the plain ones through.
 
     Args:
         tokens_ND: hidden states of all tokens of the same texts.
@@ -119,14 +133,20 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
     layer.goes_on_mean.copy_(token_mean)
     layer.goes_on_projection.copy_(token_whiten @ random_directions(tokens.shape[1], GOES_ON, generator))
     layer.scale.fill_(tokens.norm(dim=-1).median())
-    cosines = []
+    shares, alike = [], []
     for fold in range(FOLDS):
         out = begins.groups % FOLDS == fold
         if bool(out.any()) and not bool(out.all()):
             fitted = discriminants(Asked(*(each[~out] for each in begins)))
-            cosines.append(likeness(Asked(*(each[out] for each in begins)), *fitted))
-    layer.begins_least.fill_(least_reached(torch.cat([torch.zeros(0), *cosines])))
-    layer.goes_on_least.fill_(least_reached(likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())))
+            share, of_two = relative_likeness(Asked(*(each[out] for each in begins)), *fitted)
+            shares.append(share)
+            alike.append(of_two)
+    if shares and len(measured := torch.cat(shares)):
+        layer.begins_share.fill_(min(1.0, max(FAINTEST, measured.quantile(1 - REACHED).item())))
+        layer.alike.fill_(torch.cat(alike).mean())
+    cosines = likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())
+    if len(cosines):
+        layer.goes_on_least.fill_(within_reason(cosines.quantile(1 - WITHIN).item()))
 
 
 def expect(layer: AnswerLayer, begins: Asked, elsewhere: Asked) -> None:
@@ -155,7 +175,7 @@ def expect(layer: AnswerLayer, begins: Asked, elsewhere: Asked) -> None:
     pairs = (queries @ queries.T)[groups[:, None] != groups] / 2**0.5  # as with a key, which has unit length
     if len(pairs):
         least = pairs.float().cpu().sort().values[-1 - int(BY_CHANCE * (len(pairs) - 1))].item()
-        layer.amid_least.fill_(min(CLOSEST, max(FAINTEST, least)))
+        layer.amid_least.fill_(within_reason(least))
 
 
 def discriminants(begins: Asked) -> tuple[Tensor, Tensor]:
@@ -187,6 +207,22 @@ def likeness(asked: Asked, mean: Tensor, projection: Tensor) -> Tensor:
     return (queries_EK[measured] * centres[groups[measured]]).sum(-1)
 
 
-def least_reached(cosines: Tensor) -> float:
-    """The cosine that `REACHED` of these reach, from `FAINTEST` to `CLOSEST`; one half where there are none."""
-    return min(CLOSEST, max(FAINTEST, cosines.quantile(1 - REACHED).item())) if len(cosines) else 0.5
+def relative_likeness(asked: Asked, mean: Tensor, projection: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each plain token its mean cosine with its group's taught ones, as a share of that of two of these; and, by group, the latter.
+
+    Groups with fewer than two taught tokens are left out.
+    """
+    queries_EK = F.normalize((asked.hidden_ED.float().cpu() - mean) @ projection, dim=-1)
+    shares, alike = [torch.zeros(0)], [torch.zeros(0)]
+    for group in asked.groups.unique().tolist():
+        taught, plain = (queries_EK[(asked.groups == group) & kind] for kind in (~asked.plain, asked.plain))
+        if len(taught) > 1:
+            of_two = (taught @ taught.T).sum().sub(len(taught)) / (len(taught) * (len(taught) - 1))
+            shares.append(plain @ taught.mean(0) / of_two.clamp_min(FAINTEST))
+            alike.append(of_two[None])
+    return torch.cat(shares), torch.cat(alike)
+
+
+def within_reason(cosine: float) -> float:
+    """A least cosine from `FAINTEST` to `CLOSEST`."""
+    return min(CLOSEST, max(FAINTEST, cosine))

@@ -16,7 +16,19 @@ from transformers import DynamicCache
 
 from memgraft.anchoring import answer_tokens, common_questions_asked, find_anchors, fit_answers
 from memgraft.anchors import BEGINS, GOES_ON, KEY_DIM, Anchors, nearest
-from memgraft.answer_layer import BY_CHANCE, FAINTEST, REACHED, AnswerLayer, Asked, calibrate, expect, least_reached, likeness
+from memgraft.answer_layer import (
+    BY_CHANCE,
+    CLOSEST,
+    FAINTEST,
+    REACHED,
+    AnswerLayer,
+    Asked,
+    calibrate,
+    expect,
+    likeness,
+    relative_likeness,
+    within_reason,
+)
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Commit
 from memgraft.config import ANSWERS
@@ -157,7 +169,7 @@ def test_answers_are_cut_into_the_tokens_that_predict_them() -> None:
 def test_a_fact_has_one_anchor_where_answers_begin_and_one_for_each_way_on() -> None:
     model = graft_with_answers()
     assert model.answers is not None
-    model.answers.begins_least.fill_(0.375)
+    model.answers.begins_share.fill_(0.75)
     model.answers.goes_on_least.fill_(0.75)
     ids = torch.tensor([[9, 1, 2, 3, 4], [5, 6, 2, 3, 7], [5, 6, 2, 3, 4]])
     targets = torch.tensor([[False, False, True, True, True]] * 3)
@@ -165,7 +177,8 @@ def test_a_fact_has_one_anchor_where_answers_begin_and_one_for_each_way_on() -> 
     anchors = find_anchors(model.answers, [[(ids[:1], targets[:1], hidden[:1]), (ids[1:], targets[1:], hidden[1:])]] * 2)
     assert anchors.problem() is None
     assert anchors.facts.tolist() == [0] * 4 + [1] * 4  # begins; 2 then 3; 2, 3 then 4; 2, 3 then 7
-    torch.testing.assert_close(anchors.least, torch.tensor([0.375, 0.75, 0.75, 0.75] * 2))
+    least = model.answers.begins_least(model.answers.queries(hidden[:, 1])[:, :BEGINS])
+    torch.testing.assert_close(anchors.least, torch.tensor([least, 0.75, 0.75, 0.75] * 2))
     queries = model.answers.queries(hidden[:, 1])
     queries[:, BEGINS:] = 0
     torch.testing.assert_close(anchors.keys[0], functional.normalize(queries.mean(0), dim=-1))
@@ -377,7 +390,7 @@ def test_a_graft_is_saved_and_loaded_with_its_answer_layer(tmp_path: Path) -> No
     assert all(torch.equal(tensor, loaded.memory_tensors()[name]) for name, tensor in model.memory_tensors().items())
     assert model.answers is not None
     assert float(model.answers.begins_projection.abs().sum()) > 0
-    assert FAINTEST <= float(model.answers.begins_least) < 1
+    assert FAINTEST <= float(model.answers.begins_share) <= 1
     assert FAINTEST <= float(model.answers.goes_on_least) < 1
     assert bool(model.answers.expects.precisions.all())
 
@@ -422,15 +435,48 @@ def test_likeness_is_the_cosine_with_the_mean_of_the_taught_forms() -> None:
     torch.testing.assert_close(likeness(tokens, mean, projection), torch.stack(slow))
 
 
+def test_relative_likeness_is_a_share_of_how_alike_the_taught_forms_are() -> None:
+    tokens = asked(5, 6, 1.0)
+    tokens.plain[:6] = torch.tensor([False] + [True] * 5)  # the first question has one taught form, and is left out
+    mean, projection = torch.randn(96), torch.randn(96, 7)
+    slow = []
+    for number, (group, plain) in enumerate(zip(tokens.groups, tokens.plain, strict=True)):
+        taught = (tokens.hidden_ED[(tokens.groups == group) & ~tokens.plain] - mean) @ projection
+        if plain and len(taught) > 1:
+            token = (tokens.hidden_ED[number] - mean) @ projection
+            of_two = torch.stack([functional.cosine_similarity(a, b, dim=0) for i, a in enumerate(taught) for b in taught[:i]]).mean()
+            slow.append(functional.cosine_similarity(token, taught).mean() / of_two.clamp_min(FAINTEST))
+    shares, alike = relative_likeness(tokens, mean, projection)
+    torch.testing.assert_close(shares, torch.stack(slow))
+    assert len(alike) == 4
+
+
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_a_token_is_at_a_facts_anchor_by_how_like_its_wordings_it_is_whatever_their_number(count: int) -> None:
+    layer = AnswerLayer(96)
+    queries = functional.normalize(torch.randn(count, BEGINS) + 1.0, dim=-1)
+    token = functional.normalize(torch.randn(BEGINS) + 1.0, dim=-1)
+    least = layer.begins_least(queries)
+    of_two = float((queries @ queries.T)[~torch.eye(count, dtype=torch.bool)].mean())
+    assert (float(token @ functional.normalize(queries.mean(0), dim=-1)) > least) == (float((queries @ token).mean()) > 0.8 * of_two)
+    assert least == pytest.approx(0.8 * of_two / float(queries.mean(0).norm()), rel=1e-4)
+
+
+def test_one_wording_is_taken_to_be_as_like_others_as_those_of_common_questions() -> None:
+    layer = AnswerLayer(96)
+    assert layer.begins_least(functional.normalize(torch.randn(1, BEGINS), dim=-1)) == pytest.approx(0.4)
+    assert layer.begins_least(torch.cat([torch.eye(BEGINS), -torch.eye(BEGINS)])) == FAINTEST  # alike in nothing
+
+
 def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
     layer = AnswerLayer(96)
     tokens = torch.randn(300, 96)
     calibrate(layer, asked(40, 6, 0.1), asked(40, 6, 0.1), tokens, seed=0)
-    near = float(layer.begins_least)
+    near = float(layer.alike)
     calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
-    assert FAINTEST <= float(layer.begins_least) < near  # forms that differ more are heard from further away
-    fresh = likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
-    assert float((fresh >= layer.begins_least).float().mean()) == pytest.approx(REACHED, abs=0.04)
+    assert 0 < float(layer.alike) < near  # forms that differ more are less alike
+    fresh, _ = relative_likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
+    assert float((fresh >= layer.begins_share).float().mean()) == pytest.approx(REACHED, abs=0.06)
     assert layer.goes_on_projection.shape == (96, GOES_ON)
 
 
@@ -456,10 +502,11 @@ def test_what_an_answer_is_expected_behind_is_measured_where_nothing_was_fitted(
 
 
 def test_nothing_to_measure_leaves_one_half() -> None:
-    assert least_reached(torch.zeros(0)) == 0.5
-    assert least_reached(torch.full((9,), -0.5)) == FAINTEST
+    assert [within_reason(cosine) for cosine in (-0.5, 0.5, 1.0)] == [FAINTEST, 0.5, CLOSEST]
     layer, none = AnswerLayer(96), Asked(torch.zeros(0, 96), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
     calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
     expect(layer, asked(1, 4, 0.1), none)
-    assert (float(layer.begins_least), float(layer.goes_on_least), float(layer.amid_least)) == (0.5, 0.5, 0.5)
+    assert (float(layer.begins_share), float(layer.alike), float(layer.goes_on_least), float(layer.amid_least)) == pytest.approx(
+        (0.8, 0.5, 0.5, 0.5)
+    )
     assert layer.expects(torch.randn(9, 96)).all()
