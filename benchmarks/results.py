@@ -245,9 +245,9 @@ def _architectures(path: Path) -> Iterator[str]:
         layers = f"memory layer {summary['layers'][0]}, answer layer {summary['answer_layer']}"
         yield (
             f"{size:.1f} million parameters, {read:.1f} million tokens read, {layers}; {summary['facts']} facts of the test split. "
-            f"A token is at an anchor where it is {fitted['begins_share']:.2f} times as like a fact's wordings as these are alike (two of a common "
-            f"question: a cosine of {fitted['alike']:.2f}), within a statement from a cosine of {fitted['amid_least']:.2f} on, and where an answer "
-            f"goes on of {fitted['goes_on_least']:.2f}."
+            f"A token is at an anchor where it is {fitted['begins_share']:.2f} times as like a fact's wordings as these are alike "
+            f"(two of a common question: a cosine of {fitted['alike']:.2f}), within a statement from a cosine of "
+            f"{fitted['amid_least']:.2f} on, and where an answer goes on of {fitted['goes_on_least']:.2f}."
         )
         yield _settings(summary["settings"], with_seeds=True)
         taught: Mapping[str, Any] = next((each for each in summary["settings"] if each["method"] == "memory"), {"probes": {}})
