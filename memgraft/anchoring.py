@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from memgraft.anchors import BEGINS, GOES_ON, Anchors
-from memgraft.answer_layer import AnswerLayer, Asked, calibrate, expect
+from memgraft.answer_layer import AnswerLayer, Asked, calibrate, expect, measure_chance
 from memgraft.encoding import TokenBatch, encode
 from memgraft.errors import DataError, GraftError, TeachingError
 from memgraft.examples import Fact
@@ -34,7 +34,7 @@ PLAINLY = (
 )
 
 ELSEWHERE = 12  # tokens of each of these, at which no answer begins or goes on
-BACKGROUND = 64  # texts of it that stand for where none does
+BACKGROUND = 64  # texts of it by which is measured how alike the tokens of texts are
 IN_FRONT = (2, 4, 6)  # so many others, in front of each question once more
 
 Seen = tuple[Tensor, Tensor, Tensor]  # ids (B, T), targets (B, T), the hidden states that enter the answer layer (B, T, D)
@@ -127,9 +127,9 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
     after = list(asked_after_others(model.tokenizer, context_length(model.base) or 2**20, seed=seed))
     ends = background_states(model, model.config.answer_layer, [ids for _, ids in after])
     begins += [(hidden[-1].float(), number, True) for (number, _), hidden in zip(after, ends, strict=True)]
-    texts = background_states(model, model.config.answer_layer, model.background.split(model.tokenizer)[0][:BACKGROUND])
-    elsewhere += [(state, -number, False) for number, hidden in enumerate(texts, 1) for state in hidden[1:].float()]
     expect(model.answers, _stacked(begins, width), _stacked(elsewhere, width))
+    texts = background_states(model, model.config.answer_layer, model.background.split(model.tokenizer)[0][:BACKGROUND])
+    measure_chance(model.answers, [hidden[1:] for hidden in texts])
 
 
 def _stacked(tokens: Sequence[tuple[Tensor, int, bool]], width: int) -> Asked:

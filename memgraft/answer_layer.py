@@ -20,6 +20,7 @@ from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
 SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
+LIKEST = 0.85  # share of how alike a fact's wordings are that is asked for at most: plain forms may be more like taught ones than these are
 REACHED = 0.84  # share of plain forms of questions that are as like their question's taught forms as a fact's question must be
 WITHIN = 0.92  # share of tokens within answers in plain forms that must be at their anchor
 FOLDS = 4  # in which questions are left out to measure that
@@ -142,7 +143,7 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
             shares.append(share)
             alike.append(of_two)
     if shares and len(measured := torch.cat(shares)):
-        layer.begins_share.fill_(min(1.0, max(FAINTEST, measured.quantile(1 - REACHED).item())))
+        layer.begins_share.fill_(min(LIKEST, max(FAINTEST, measured.quantile(1 - REACHED).item())))
         layer.alike.fill_(torch.cat(alike).mean())
     cosines = likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())
     if len(cosines):
@@ -150,32 +151,40 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
 
 
 def expect(layer: AnswerLayer, begins: Asked, elsewhere: Asked) -> None:
-    """Fit what tells where answers begin: to tokens in front of the answers to common questions, and to others. `calibrate` comes first.
+    """Fit what tells where answers begin, to tokens in front of the answers to common questions and to others of the same questions.
 
-    What passes is measured on plain forms of questions that are left out in turn. Within a statement no answer is expected, and what
-    precedes it there are words of a text: how much alike they must be is what few pairs of tokens of the background's texts are.
-
-    Args:
-        elsewhere: tokens of the same questions, and of the background's texts, each of which has a group of its own below zero.
+    What passes is measured on plain forms of questions that are left out in turn.
     """
     expectation, scores = layer.expects, []
     for fold in range(FOLDS):
-        out, apart = ((asked.groups >= 0) & (asked.groups % FOLDS == fold) for asked in (begins, elsewhere))
+        out, apart = (asked.groups % FOLDS == fold for asked in (begins, elsewhere))
         if bool(out.any()) and not bool(out.all()) and not bool(apart.all()):
             expectation.fit(begins.hidden_ED[~out], elsewhere.hidden_ED[~apart])
             scores.append(expectation.scores(begins.hidden_ED[out & begins.plain].to(expectation.offset.device)))
     if scores:
         expectation.fit(begins.hidden_ED, elsewhere.hidden_ED)
         expectation.let_through(torch.cat(scores))
-    texts = elsewhere.groups < 0
-    hidden, groups = (each[texts][:: max(1, -(-int(texts.sum()) // PAIRED))] for each in (elsewhere.hidden_ED, elsewhere.groups))
-    hidden = hidden.to(layer.amid_least.device)
-    unexpected = ~expectation(hidden)
-    queries, groups = layer.queries(hidden)[unexpected], groups.to(hidden.device)[unexpected]
-    pairs = (queries @ queries.T)[groups[:, None] != groups] / 2**0.5  # as with a key, which has unit length
+
+
+def measure_chance(layer: AnswerLayer, texts: Sequence[Tensor]) -> None:
+    """How much alike tokens within statements must be: as few pairs of tokens of different texts are, in all directions together.
+
+    Within a statement no answer is expected, and what precedes it there are words of a text like any other. The rest of the layer
+    comes first.
+
+    Args:
+        texts: hidden states (T, D) of each of the background's texts.
+    """
+    if not texts:
+        return
+    hidden, numbers = torch.cat(list(texts)), torch.cat([torch.full((len(text),), number) for number, text in enumerate(texts)])
+    every = -(-len(hidden) // PAIRED)
+    hidden, numbers = hidden[::every].to(layer.amid_least.device), numbers[::every].to(layer.amid_least.device)
+    unexpected = ~layer.expects(hidden)
+    queries, numbers = layer.queries(hidden)[unexpected], numbers[unexpected]
+    pairs = (queries @ queries.T)[numbers[:, None] != numbers] / 2**0.5  # as with a key, which has unit length
     if len(pairs):
-        least = pairs.float().cpu().sort().values[-1 - int(BY_CHANCE * (len(pairs) - 1))].item()
-        layer.amid_least.fill_(within_reason(least))
+        layer.amid_least.fill_(within_reason(pairs.float().cpu().sort().values[-1 - int(BY_CHANCE * (len(pairs) - 1))].item()))
 
 
 def discriminants(begins: Asked) -> tuple[Tensor, Tensor]:

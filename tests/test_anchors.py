@@ -20,12 +20,14 @@ from memgraft.answer_layer import (
     BY_CHANCE,
     CLOSEST,
     FAINTEST,
+    LIKEST,
     REACHED,
     AnswerLayer,
     Asked,
     calibrate,
     expect,
     likeness,
+    measure_chance,
     relative_likeness,
     within_reason,
 )
@@ -468,7 +470,8 @@ def test_one_wording_is_taken_to_be_as_like_others_as_those_of_common_questions(
     assert layer.begins_least(torch.cat([torch.eye(BEGINS), -torch.eye(BEGINS)])) == FAINTEST  # alike in nothing
 
 
-def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
+def test_what_is_heard_is_measured_where_nothing_was_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memgraft.answer_layer.LIKEST", 2.0)
     layer = AnswerLayer(96)
     tokens = torch.randn(300, 96)
     calibrate(layer, asked(40, 6, 0.1), asked(40, 6, 0.1), tokens, seed=0)
@@ -478,27 +481,38 @@ def test_what_is_heard_is_measured_where_nothing_was_fitted() -> None:
     fresh, _ = relative_likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
     assert float((fresh >= layer.begins_share).float().mean()) == pytest.approx(REACHED, abs=0.06)
     assert layer.goes_on_projection.shape == (96, GOES_ON)
+    monkeypatch.setattr("memgraft.answer_layer.LIKEST", LIKEST)
+    calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
+    assert float(layer.begins_share) == pytest.approx(LIKEST)
 
 
 def test_what_an_answer_is_expected_behind_is_measured_where_nothing_was_fitted() -> None:
     layer = AnswerLayer(96)
-    texts = asked(9, 40, 1.0, seed=2)
-    elsewhere = Asked(texts.hidden_ED - 1.5, -1 - texts.groups, torch.zeros_like(texts.plain))
+    texts = asked(40, 9, 1.0, seed=2)
+    elsewhere = texts._replace(hidden_ED=texts.hidden_ED - 1.5)
     assert layer.expects(elsewhere.hidden_ED).all()  # not fitted yet
-    calibrate(layer, asked(40, 6, 1.0), asked(40, 6, 1.0), elsewhere.hidden_ED, seed=0)
     expect(layer, asked(40, 6, 1.0), elsewhere)
     assert not layer.expects(elsewhere.hidden_ED).any()
     fresh = asked(400, 2, 1.0, seed=5)
     assert float(layer.expects(fresh.hidden_ED[fresh.plain]).float().mean()) == pytest.approx(LET_THROUGH, abs=0.02)
-    # The slow twin: of all pairs of tokens of different texts, as a query and a key of unit length.
-    queries = layer.queries(elsewhere.hidden_ED)
+
+
+def test_few_pairs_of_tokens_of_different_texts_are_as_alike_as_tokens_within_statements_must_be() -> None:
+    layer = AnswerLayer(96)
+    layer.expects.offset.fill_(-1.0)
+    tokens = asked(9, 40, 1.0)
+    calibrate(layer, asked(40, 6, 1.0), asked(40, 6, 1.0), tokens.hidden_ED, seed=0)
+    measure_chance(layer, tokens.hidden_ED.split(40))
+    # The slow twin: of all pairs, as a query and a key of unit length.
+    queries = layer.queries(tokens.hidden_ED)
     above = [
         float(one @ functional.normalize(other, dim=-1) > layer.amid_least)
         for i, one in enumerate(queries)
         for j, other in enumerate(queries)
-        if texts.groups[i] != texts.groups[j]
+        if tokens.groups[i] != tokens.groups[j]
     ]
     assert sum(above) / len(above) == pytest.approx(BY_CHANCE, rel=0.05)
+    assert FAINTEST < float(layer.amid_least) < CLOSEST
 
 
 def test_nothing_to_measure_leaves_one_half() -> None:
@@ -506,6 +520,7 @@ def test_nothing_to_measure_leaves_one_half() -> None:
     layer, none = AnswerLayer(96), Asked(torch.zeros(0, 96), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
     calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
     expect(layer, asked(1, 4, 0.1), none)
+    measure_chance(layer, [])
     assert (float(layer.begins_share), float(layer.alike), float(layer.goes_on_least), float(layer.amid_least)) == pytest.approx(
         (0.8, 0.5, 0.5, 0.5)
     )
