@@ -22,7 +22,8 @@ from memgraft.precision import in_own_precision
 SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
 LIKEST = 0.85  # share of how alike a fact's wordings are that is asked for at most: plain forms may be more like taught ones than these are
 REACHED = 0.84  # share of plain forms of questions that are as like their question's taught forms as a fact's question must be
-WITHIN = 0.92  # share of tokens within answers in plain forms that must be at their anchor
+WITHIN = 0.92  # share of tokens within answers in plain forms that must be at their anchor,
+FIRMLY = 0.6  # but no cosine is less than this: words of prose come as near as the odder of these forms, a fact's own answer nearer
 FOLDS = 4  # in which questions are left out to measure that
 BY_CHANCE = 0.002  # share of pairs of tokens of different texts that may be alike as a token in a statement and the fact's own
 PAIRED = 2000  # tokens of which all pairs are compared
@@ -119,7 +120,7 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
     How much like a fact's wordings a token must be, as a share of how alike these are, is what lets `REACHED` of the plain forms through,
     measured against those in which facts are taught: directions and cosines differ from model to model. Questions are left out in turn:
     directions are fitted to those that they see, and make them more alike than others. Within an answer nothing is fitted to questions,
-    and a cosine with the mean of the forms in which facts are taught lets `WITHIN` of the plain ones through.
+    and a cosine with the mean of the forms in which facts are taught lets `WITHIN` of the plain ones through, unless that is too little.
 
     Args:
         tokens_ND: hidden states of all tokens of the same texts.
@@ -147,7 +148,7 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
         layer.alike.fill_(torch.cat(alike).mean())
     cosines = likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())
     if len(cosines):
-        layer.goes_on_least.fill_(within_reason(cosines.quantile(1 - WITHIN).item()))
+        layer.goes_on_least.fill_(within_reason(max(FIRMLY, cosines.quantile(1 - WITHIN).item())))
 
 
 def expect(layer: AnswerLayer, begins: Asked, elsewhere: Asked) -> None:
