@@ -2,7 +2,7 @@
 
 The directions in which keys are compared (`memgraft.answer_layer`) tell one question from another. That prose is no question at all they
 don't see: a subject that is a common word opens its fact in many texts, and there one token in a hundred looked like the fact's question.
-So the states at which the answers to common questions begin and those of all other tokens have a Gaussian each (quadratic
+So the states at which the answers to common questions begin and those of other tokens of the same texts have a Gaussian each (quadratic
 discriminant analysis), with its variance of its own in the directions in which it varies most and one for all others (as in
 probabilistic principal component analysis, Tipping & Bishop 1999, §3.2), and what is more likely under the second by a
 measured margin reads no anchor where answers begin.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from memgraft.precision import in_own_precision
 
 DIRECTIONS = 32  # that have a variance of their own, of each Gaussian
-SHRINKAGE = 3.0  # mean variances that are added to each: a question's state differs more from model text than from other questions
+SHRINKAGE = 3.0  # mean variances that are added to each: users' questions differ more from the common ones than these from each other
 LET_THROUGH = 0.99  # share of tokens in front of answers to plain forms, of questions that nothing was fitted on
 
 
