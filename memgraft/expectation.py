@@ -53,7 +53,7 @@ class Expectation(nn.Module):
 
     def fit(self, begins_ND: Tensor, elsewhere_ND: Tensor) -> None:
         """Fit to states of tokens behind which answers begin, and of others; both must be some. What passes is `let_through`'s to say."""
-        fitted = [gaussian(states.to(self.means.device), self.projections.shape[-1]) for states in (begins_ND, elsewhere_ND)]
+        fitted = [gaussian(states.cpu(), self.projections.shape[-1]) for states in (begins_ND, elsewhere_ND)]
         for number, each in enumerate(fitted):
             self.means[number] = each.mean
             self.projections[number] = each.projection
