@@ -19,6 +19,7 @@ HEAD = """# Results
 Made by `python -m benchmarks.results results > docs/results.md` from the files that each section names. How everything was measured:
 [protocol.md](protocol.md). F1 from 0 to 1; NLL in nats per token; in brackets 95 % bootstrap intervals over items.
 """
+NOTES = Path(__file__).with_name("notes.md")
 STUDIES = {
     "pareto": "Learning against forgetting",
     "ranking": "Rankings over t",
@@ -33,7 +34,7 @@ MEASURES = {"qa_f1": "F1 drop, relative", "answer_nll": "answer NLL", "text_nll"
 
 def results(folder: Path) -> str:
     """The page as Markdown; studies without a summary are named as not run."""
-    parts = [HEAD]
+    parts = [HEAD.rstrip(), NOTES.read_text(encoding="utf-8").rstrip()]
     for name, title in STUDIES.items():
         path = folder / name / "summary.json"
         command = "python -m benchmarks.pareto" + ("" if name == "pareto" else f" --study {name}")

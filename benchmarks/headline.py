@@ -1,0 +1,113 @@
+"""README's tables from the summaries of the studies: python -m benchmarks.headline results
+
+tests/test_readme.py holds README to them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import winners
+from memgraft.report.markdown import plain, table
+
+Value = Mapping[str, Any]
+
+
+def rivals(summary: Mapping[str, Any]) -> str:
+    """The test split: each method at the setting that is best on the tuning split."""
+    columns = (
+        "",
+        "seeds",
+        "learned F1",
+        "net of controls",
+        "near misses as before",
+        "taught answer to another relation",
+        "F1 on other questions, lost",
+        "text NLL",
+        "rows a fact",
+        "MB",
+        "CPU s",
+    )
+    rows = []
+    for each in winners(summary["test"]["settings"], tuned=True):
+        lost, text = each["forgotten"]["qa_f1"], each["forgotten"]["text_nll"]
+        changed = [_share(lost), _change(text), _one(each.get("rows_per_fact")), f"{each['bytes'] / 1e6:.1f}", f"{each['seconds']:,.0f}"]
+        base = each["method"] == "base"
+        rows.append(
+            [
+                f"**{plain(each['method'])}**" if each["method"] == "memory" else plain(each["method"]),
+                str(len(each["seeds"])),
+                _span(each["learned_f1"]),
+                "" if base else _span(each["net_f1"]),
+                _span(each["near_miss_f1"]),
+                _span(each["leaked_f1"]),
+                *([""] * len(changed) if base else changed),
+            ]
+        )
+    return table(columns, rows)
+
+
+def recipe(summary: Mapping[str, Any]) -> str:
+    """The default recipe beyond the comparison, a line for each part of `benchmarks.recipe`."""
+    own = summary["methods"]["memgraft"]
+    frames = {name: each["learned"] for name, each in own["frames"].items()}
+    misses, told = own["locality"]["near_misses"], own["locality"]["instructions"]
+    changed = own["corrections"]
+    rows = [
+        [
+            "200 facts in one lesson",
+            f"F1 {frames['few-shot']['f1']:.3f} after five examples, {frames['zero-shot']['f1']:.3f} without any, "
+            f"{frames['chat']['f1']:.3f} in the chat template; of answers in whole sentences {frames['sentence']['holds']:.3f} hold the right one",
+        ],
+        [
+            "answered in the base's own words",
+            f"{misses['same']} of {misses['questions']} near misses, {told['same']} of {told['questions']} general instructions",
+        ],
+        [
+            "then other answers for 100 of these, and for 100 that the base knew",
+            f"the newest wins in {changed['taught']['newest_wins']:.2f} and {changed['known']['newest_wins']:.2f}, the old one in "
+            f"{changed['taught']['old_stays']:.2f} and {changed['known']['old_stays']:.2f}",
+        ],
+    ]
+    for count, stream in own.get("stream_retention", {}).items():
+        probes = stream["probes"]
+        answers = ", ".join(f"{name} {probes[key]['change']:+.4f}" for key, name in (("popqa", "PopQA F1"), ("nq_open", "NQ NLL")))
+        rows.append(
+            [
+                f"{int(count):,} facts, one after the other, a lesson each",
+                f"F1 {stream['immediate_f1']:.3f} right after its lesson, {stream['f1']:.3f} at the end, {stream['earliest_f1']:.3f} of "
+                f"the first 100; {answers}, text NLL {probes['wikitext']['change']:+.4f}",
+            ]
+        )
+    return table(("", "seeds " + ", ".join(map(str, changed["seeds"]))), rows)
+
+
+def _span(value: Value) -> str:
+    return f"{value['mean']:.3f}" + ("" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
+
+
+def _share(value: Value) -> str:
+    return f"{100 * value['mean']:.0f} %" + ("" if value["low"] is None else f" [{100 * value['low']:.0f}, {100 * value['high']:.0f}]")
+
+
+def _change(value: Value) -> str:
+    mean = value["mean"]
+    return "0" if abs(mean) < 5e-5 else f"{mean:+.4f}" if abs(mean) < 0.02 else f"{mean:+.2f}"
+
+
+def _one(value: float | None) -> str:
+    return f"{value:.1f}" if value else ""
+
+
+def main(folder: Path) -> str:
+    """Both tables."""
+    read = (json.loads((folder / name / "summary.json").read_text(encoding="utf-8")) for name in ("pareto", "recipe"))
+    return "\n\n".join(make(summary) for make, summary in zip((rivals, recipe), read, strict=True))
+
+
+if __name__ == "__main__":
+    print(main(Path(sys.argv[1])))
