@@ -61,7 +61,8 @@ def recipe(summary: Mapping[str, Any]) -> str:
         [
             "200 facts in one lesson",
             f"F1 {frames['few-shot']['f1']:.3f} after five examples, {frames['zero-shot']['f1']:.3f} without any, "
-            f"{frames['chat']['f1']:.3f} in the chat template; of answers in whole sentences {frames['sentence']['holds']:.3f} hold the right one",
+            f"{frames['chat']['f1']:.3f} in the chat template; of answers in whole sentences {frames['sentence']['holds']:.3f} hold the "
+            "right one",
         ],
         [
             "answered in the base's own words",
