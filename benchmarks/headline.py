@@ -14,6 +14,8 @@ from typing import Any
 from benchmarks.results import winners
 from memgraft.report.markdown import plain, table
 
+QA = ("webquestions", "triviaqa", "popqa")
+
 Value = Mapping[str, Any]
 
 
@@ -76,15 +78,16 @@ def recipe(summary: Mapping[str, Any]) -> str:
     ]
     for count, stream in own.get("stream_retention", {}).items():
         probes = stream["probes"]
-        answers = ", ".join(f"{name} {probes[key]['change']:+.4f}" for key, name in (("popqa", "PopQA F1"), ("nq_open", "NQ NLL")))
+        lost = -sum(probes[name]["change"] for name in QA) / sum(probes[name]["base"] for name in QA)
         rows.append(
             [
                 f"{int(count):,} facts, one after the other, a lesson each",
                 f"F1 {stream['immediate_f1']:.3f} right after its lesson, {stream['f1']:.3f} at the end, {stream['earliest_f1']:.3f} of "
-                f"the first 100; {answers}, text NLL {probes['wikitext']['change']:+.4f}",
+                f"the first 100; F1 on other questions, lost: {100 * lost:.1f} %; answer NLL of NQ {probes['nq_open']['change']:+.4f}, "
+                f"text NLL {probes['wikitext']['change']:+.4f}",
             ]
         )
-    return table(("", "seeds " + ", ".join(map(str, changed["seeds"]))), rows)
+    return table(("", f"seed{'s' if len(changed['seeds']) > 1 else ''} {', '.join(map(str, changed['seeds']))}"), rows)
 
 
 def _span(value: Value) -> str:
