@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import winners
+from benchmarks.results import span, winners
 from memgraft.report.markdown import plain, table
 
 QA = ("webquestions", "triviaqa", "popqa")
@@ -43,10 +43,10 @@ def rivals(summary: Mapping[str, Any]) -> str:
             [
                 f"**{plain(each['method'])}**" if each["method"] == "memory" else plain(each["method"]),
                 str(len(each["seeds"])),
-                _span(each["learned_f1"]),
-                "" if base else _span(each["net_f1"]),
-                _span(each["near_miss_f1"]),
-                _span(each["leaked_f1"]),
+                span(each["learned_f1"]),
+                "" if base else span(each["net_f1"]),
+                span(each["near_miss_f1"]),
+                span(each["leaked_f1"]),
                 *([""] * len(changed) if base else changed),
             ]
         )
@@ -61,7 +61,7 @@ def recipe(summary: Mapping[str, Any]) -> str:
     changed = own["corrections"]
     rows = [
         [
-            "200 facts in one lesson",
+            f"{summary['parts']['taught'][-1]['facts']} facts in one lesson",
             f"F1 {frames['few-shot']['f1']:.3f} after five examples, {frames['zero-shot']['f1']:.3f} without any, "
             f"{frames['chat']['f1']:.3f} in the chat template; of answers in whole sentences {frames['sentence']['holds']:.3f} hold the "
             "right one",
@@ -71,7 +71,7 @@ def recipe(summary: Mapping[str, Any]) -> str:
             f"{misses['same']} of {misses['questions']} near misses, {told['same']} of {told['questions']} general instructions",
         ],
         [
-            "then other answers for 100 of these, and for 100 that the base knew",
+            f"then other answers for {changed['taught']['facts']} of these, and for {changed['known']['facts']} that the base knew",
             f"the newest wins in {changed['taught']['newest_wins']:.2f} and {changed['known']['newest_wins']:.2f}, the old one in "
             f"{changed['taught']['old_stays']:.2f} and {changed['known']['old_stays']:.2f}",
         ],
@@ -88,10 +88,6 @@ def recipe(summary: Mapping[str, Any]) -> str:
             ]
         )
     return table(("", f"seed{'s' if len(changed['seeds']) > 1 else ''} {', '.join(map(str, changed['seeds']))}"), rows)
-
-
-def _span(value: Value) -> str:
-    return f"{value['mean']:.3f}" + ("" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
 
 
 def _share(value: Value) -> str:

@@ -88,11 +88,11 @@ def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
     if not equal:
         return
     measures = [name for name in MEASURES if name in equal["forgotten"]]
-    rows = [["memory", f"{equal['learned_f1']:.3f}", *(_span(equal["forgotten"][name]) for name in measures)]]
+    rows = [["memory", f"{equal['learned_f1']:.3f}", *(span(equal["forgotten"][name]) for name in measures)]]
     for method, by_measure in equal["rivals"].items():
         one = by_measure[measures[-1]]
         learned = f"{one['learned_f1']:.3f}" + ("" if one["reached"] else ", its most")
-        rows.append([plain(method), learned, *(_span(by_measure[name]["forgotten"]) for name in measures)])
+        rows.append([plain(method), learned, *(span(by_measure[name]["forgotten"]) for name in measures)])
     yield "Forgetting at the memory's learned F1:"
     yield table(["method", "learned F1", *(MEASURES[name] for name in measures)], rows)
 
@@ -121,10 +121,10 @@ def _settings(settings: list[Mapping[str, Any]], with_seeds: bool = False) -> st
             plain(each["method"]),
             plain(each["label"]),
             *(str(len(each["seeds"])) for _ in seeds),
-            _span(each["learned_f1"]),
-            _span(each.get("net_f1")),
-            *(_span(each.get(field)) for field in beside.values()),
-            *(_span(each["forgotten"][name]) for name in measures),
+            span(each["learned_f1"]),
+            span(each.get("net_f1")),
+            *(span(each.get(field)) for field in beside.values()),
+            *(span(each["forgotten"][name]) for name in measures),
             _cell(each["seconds"]),
             _cell(None if each["bytes"] is None else each["bytes"] / 1e6),
             _cell(None if each["peak_bytes"] is None else each["peak_bytes"] / 1e6),
@@ -286,7 +286,8 @@ def _core_sets(path: Path) -> str:
     return title + f"{len(runs)} facts; {sizes:.0f} slots in a core set on average.\n\n" + table(["core rows kept", "F1"], rows)
 
 
-def _span(value: Mapping[str, Any] | None) -> str:
+def span(value: Mapping[str, Any] | None) -> str:
+    """A mean with its interval, a dash for none."""
     if value is None:
         return "–"
     return f"{value['mean']:.3f}" + ("" if value["low"] is None else f" [{value['low']:.3f}, {value['high']:.3f}]")
