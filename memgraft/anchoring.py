@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +18,12 @@ from memgraft.anchors import BEGINS, GOES_ON, Anchors
 from memgraft.answer_layer import AnswerLayer, Asked, calibrate, expect, measure_chance
 from memgraft.encoding import TokenBatch, encode
 from memgraft.errors import DataError, GraftError, TeachingError
-from memgraft.examples import Fact
+from memgraft.examples import Chat, Fact, Message
+from memgraft.frames import ChatFrame
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
 from memgraft.probes.language_model import encode as prompt_ids
-from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
+from memgraft.wordings import QAPair, Renderer, Wording, chat_renderer, load_pool, teach_wordings
 
 WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
 FEWEST = 20  # common questions that the model's context must hold: fewer don't show in what questions differ
@@ -31,6 +34,14 @@ PLAINLY = (
     "Problem: {q}\nAnswer: {a}",
     "Please answer briefly.\n{q}\nAnswer: {a}",
     "{q} The answer is {a}",
+    "Answer in a whole sentence.\n{q}\nAnswer: {a}",
+)
+# Where examples answer in whole sentences, or a conversation does, a question's last token looks different from where answers are bare.
+IN_SENTENCES = (
+    QAPair("What is the currency of Japan?", "The currency of Japan is the yen."),
+    QAPair("Who painted the Mona Lisa?", "The Mona Lisa was painted by Leonardo da Vinci."),
+    QAPair("Which planet is the largest?", "The largest planet is Jupiter."),
+    QAPair("Where does the Nile end?", "The Nile ends in the Mediterranean Sea."),
 )
 
 ELSEWHERE = 12  # tokens of each of these, at which no answer begins or goes on
@@ -100,7 +111,7 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
         raise GraftError(
             "answer_layer: the model's context is too short for questions with their answers; graft without (answer_layer None)"
         )
-    sequences = [ids[mask].tolist() for _, batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    sequences = [ids[mask].tolist() for _, _, batch in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     states = iter(background_states(model, model.config.answer_layer, sequences))
     begins: list[tuple[Tensor, int, bool]] = []
     goes_on: list[tuple[Tensor, int, bool]] = []
@@ -108,9 +119,9 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
     within: list[Tensor] = []
     elsewhere: list[tuple[Tensor, int, bool]] = []
     generator = torch.Generator().manual_seed(seed)
-    for number, batch in batches:
+    for number, taught, batch in batches:
         for row, so_far in answer_tokens(batch.input_ids, batch.targets):
-            hidden, plain = next(states).float(), row >= len(batch) - len(PLAINLY)
+            hidden, plain = next(states).float(), row >= taught
             within.append(hidden[1:])
             others = torch.tensor([place for place in range(1, len(hidden)) if place not in so_far])
             chosen = others[torch.randperm(len(others), generator=generator)[:ELSEWHERE]]
@@ -143,20 +154,43 @@ def enough_questions(tokenizer: PreTrainedTokenizerBase, max_length: int) -> boo
     return sum(1 for _ in islice(common_questions_asked(tokenizer, max_length), FEWEST)) == FEWEST
 
 
-def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[tuple[int, TokenBatch]]:
-    """The package's common questions by number, each in several forms; without those of which one is longer than `max_length` tokens."""
+class AskedInForms(NamedTuple):
+    """A common question in several forms, those in which facts are taught first."""
+
+    number: int
+    taught: int  # how many of them these are; the others are plain
+    forms: TokenBatch
+
+
+def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[AskedInForms]:
+    """The package's common questions, each in several forms; without those of which one is longer than `max_length` tokens."""
     pool, chat = load_pool("contexts"), chat_renderer(tokenizer)
     for number, pair in enumerate(pool, 1):
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
-        texts = [form.replace("{q}", pair.question).replace("{a}", pair.answer) for form in PLAINLY]
-        plain = [Wording(text, ((len(text) - len(pair.answer), len(text)),)) for text in texts]
         try:
             wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
+            plain = list(plain_forms(pair, chat, number))
         except DataError:  # the model's chat template refuses conversations
             chat = None
             wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
+            plain = list(plain_forms(pair, chat, number))
         with suppress(TeachingError):  # too long
-            yield number, encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length)
+            yield AskedInForms(number, len(wordings), encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length))
+
+
+def plain_forms(pair: QAPair, chat: Renderer | None, number: int) -> Iterator[Wording]:
+    """A question with its answer as one may meet it: by itself, after others that are answered in whole sentences, in conversations."""
+    before = "".join(f"Q: {each.question}\nA: {each.answer}\n\n" for each in IN_SENTENCES)
+    for form in (*PLAINLY, before + "Q: {q}\nA: {a}"):
+        text = form.replace("{q}", pair.question).replace("{a}", pair.answer)
+        yield Wording(text, ((len(text) - len(pair.answer), len(text)),))
+    if chat is not None:
+        earlier = IN_SENTENCES[number % len(IN_SENTENCES)]
+        for pairs in ((pair,), (earlier, pair)):
+            turns = [turn for each in pairs for turn in ChatFrame("{q}").turns(each.question, each.answer)]
+            messages = tuple(Message.model_validate(turn) for turn in turns)
+            (wording,) = teach_wordings(Chat(line=number, messages=messages), seed=0, contexts=(), chat=chat)
+            yield replace(wording, spans=wording.spans[-1:])
 
 
 def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, seed: int) -> Iterator[tuple[int, list[int]]]:

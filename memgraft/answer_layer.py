@@ -19,7 +19,7 @@ from memgraft.expectation import Expectation
 from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
 
-SHRINKAGE = 0.1  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
+SHRINKAGE = 0.3  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
 LIKEST = 0.85  # share of how alike a fact's wordings are that is asked for at most: plain forms may be more like taught ones than these are
 REACHED = 0.84  # share of plain forms of questions that are as like their question's taught forms as a fact's question must be
 WITHIN = 0.92  # share of tokens within answers in plain forms that must be at their anchor,

@@ -128,8 +128,9 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
     chosen = torch.tensor(sorted(fits))
     cues = Cues(
         keys=candidates[chosen].contiguous(),
-        # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings.
-        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, recurring * CLOSELY)[chosen],
+        # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings, unless these
+        # are less like each other than some token of the world is: so faint a cue would be heard in one question of ten.
+        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, torch.maximum(recurring * CLOSELY, elsewhere))[chosen],
         facts=torch.zeros(len(chosen), dtype=torch.int64),
     )
     tokens = torch.cat([torch.tensor(ids[1:])[asking] for ids, asking in wordings])

@@ -399,9 +399,9 @@ def test_a_graft_is_saved_and_loaded_with_its_answer_layer(tmp_path: Path) -> No
 
 def test_a_chat_template_that_refuses_conversations_is_left_out() -> None:
     model = tiny_graft(tiny_model(depth=DEPTH), answer_layer=ANSWER_LAYER)
-    without = [batch.name for _, batch in common_questions_asked(model.tokenizer, 2048)]
+    without = [each.forms.name for each in common_questions_asked(model.tokenizer, 2048)]
     model.tokenizer.chat_template = "{{ raise_exception('no') }}"
-    assert [batch.name for _, batch in common_questions_asked(model.tokenizer, 2048)] == without
+    assert [each.forms.name for each in common_questions_asked(model.tokenizer, 2048)] == without
 
 
 @pytest.mark.parametrize("tokens", [8, 110])  # no question, and one or two
