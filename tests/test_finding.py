@@ -10,7 +10,7 @@ import torch
 
 from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
-from memgraft.finding import find_cues, world_of
+from memgraft.finding import World, find_cues, world_of
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from tests.models import tiny_model, tiny_tokenizer
@@ -54,6 +54,18 @@ def test_lower_case_wordings_have_cues_of_their_own(batches: list[TokenBatch]) -
             assert sum(opens(model, own, batch)) >= 0.7 * len(batch)
         else:  # one token alone is not taken for a name in lower case
             assert own == part(found.cues, fact)
+
+
+def test_a_cue_is_not_fainter_than_the_nearest_token_of_the_world(batches: list[TokenBatch]) -> None:
+    model = grafted()
+    apart = find_cues(model, batches)
+    assert apart is not None
+    world = world_of(model)
+    model.world = World(*(torch.cat([queries, apart.cues.keys]) for queries in world))  # the subjects themselves are common words
+    found = find_cues(model, batches)
+    assert found is not None
+    nearest = (found.cues.keys @ model.world.cased.T).amax(1)
+    assert bool((found.cues.least >= nearest - 1e-5).all())
 
 
 def test_a_fact_without_lower_case_wordings_has_the_same_cues_twice(batches: list[TokenBatch]) -> None:
