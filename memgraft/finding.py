@@ -30,7 +30,8 @@ COMPARABLE = 0.5  # a cue stands out at least this much as far as the best one o
 BARELY = 0.05  # only has to stand out at all: "Washington" does not by much, and "Washington" before "Park" does
 MISSES = 4  # a token recurs that is in all wordings but one of so many: a sequence's first token, for one, is like no other
 STRICTNESS = 0.6  # where between the world's nearest token (0) and its own wordings (1) a token stops to be a cue
-CLOSELY = 0.95  # share of the likeness within its own wordings that a token needs where the world has tokens just as near
+CLOSELY = 0.95  # share of the likeness within its own wordings that a token needs where the world has tokens just as near,
+FAINT = 0.5  # but below this cosine it must be nearer than these: so faint a cue was heard in one question of ten
 
 
 class Found(NamedTuple):
@@ -128,9 +129,10 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
     chosen = torch.tensor(sorted(fits))
     cues = Cues(
         keys=candidates[chosen].contiguous(),
-        # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings, unless these
-        # are less like each other than some token of the world is: so faint a cue would be heard in one question of ten.
-        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, torch.maximum(recurring * CLOSELY, elsewhere))[chosen],
+        # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings.
+        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, torch.maximum(recurring * CLOSELY, elsewhere.clamp(max=FAINT)))[
+            chosen
+        ],
         facts=torch.zeros(len(chosen), dtype=torch.int64),
     )
     tokens = torch.cat([torch.tensor(ids[1:])[asking] for ids, asking in wordings])
