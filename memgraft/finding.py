@@ -127,12 +127,11 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
     ranked = [int(i) for i in margin.sort(descending=True, stable=True).indices if wording[i] == wording[best]][:MOST_CUES]
     fits = [i for rank, i in enumerate(ranked) if i == best or margin[i] >= (BARELY if rank == 1 else COMPARABLE * margin[best])]
     chosen = torch.tensor(sorted(fits))
+    # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings.
+    common = torch.maximum(recurring * CLOSELY, elsewhere.clamp(max=FAINT))
     cues = Cues(
         keys=candidates[chosen].contiguous(),
-        # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings.
-        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, torch.maximum(recurring * CLOSELY, elsewhere.clamp(max=FAINT)))[
-            chosen
-        ],
+        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, common)[chosen],
         facts=torch.zeros(len(chosen), dtype=torch.int64),
     )
     tokens = torch.cat([torch.tensor(ids[1:])[asking] for ids, asking in wordings])
