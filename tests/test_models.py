@@ -51,6 +51,22 @@ def test_the_dtype_is_the_asked_one_and_auto_is_the_stored_one(tiny_folder: Path
     assert load_model(tiny_folder, dtype=dtype).model.dtype == expected  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    ("capability", "slow"), [("DEFAULT", True), ("AVX2", True), ("AVX512", False), ("AVX512_VNNI", False), ("SVE256", False)]
+)
+def test_auto_is_float32_where_the_processor_is_slow_in_16_bits(
+    copy: Path, capability: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    load_model(copy, dtype="bfloat16").model.save_pretrained(copy)
+    stored = load_model(copy, dtype="bfloat16").model.state_dict()
+    found = load_model(copy).model
+    assert found.dtype == (torch.float32 if slow else torch.bfloat16)
+    assert all(torch.equal(weight, stored[name].to(weight.dtype)) for name, weight in found.state_dict().items())
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+    assert load_model(copy, dtype="bfloat16").model.dtype == torch.bfloat16  # asked for, it stays
+
+
 def test_generation_stops_at_the_tokenizers_end_token_even_where_the_model_names_none(tiny_folder: Path) -> None:
     loaded = load_model(tiny_folder)
     assert loaded.model.generation_config is not None
@@ -223,7 +239,8 @@ def test_digits_are_single_tokens_and_leave_the_white_space_before_them_whole(sm
 
 @pytest.mark.real
 def test_a_gguf_is_unpacked_once_and_loads_from_the_cache_with_the_same_weights(smol: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(cache_root().glob("*/bfloat16-transformers-*/model.safetensors"))
+    kept = str(smol.model.dtype).removeprefix("torch.")
+    assert list(cache_root().glob(f"*/{kept}-transformers-*/model.safetensors"))
     monkeypatch.setattr("memgraft.gguf_files._unpack", lambda *_: pytest.fail("unpacked again"))
     again = load_model(demo_model_path())
     expected = smol.model.state_dict()

@@ -43,7 +43,9 @@ def graft(
         typer.Option(parser=parse_count, metavar="N", help="Tokens of it; raise them together with the slots.", show_default="2^15"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the background and the calibration.")] = 0,
-    dtype: Annotated[DtypeName, typer.Option(help="Of the base model's weights; auto: as they are stored.")] = "auto",
+    dtype: Annotated[
+        DtypeName, typer.Option(help="Of the base model's weights; auto: as they are stored, or float32 on a CPU slow in 16 bits.")
+    ] = "auto",
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,
