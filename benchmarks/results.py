@@ -236,16 +236,17 @@ def _architectures(path: Path) -> Iterator[str]:
         yield "Not run yet."
         return
     yield (
-        "The default recipe, but for eight wordings a pass, on small models that were pretrained for this. They read a quarter of the "
-        "tuning split's facts, which are probed here in place of other questions, and some text."
+        "The default recipe, but for eight wordings a pass. Gemma 3 270M is a real model (Gemma Terms of Use; `benchmarks.packaged` says "
+        "from where). The others were pretrained for this: they read a quarter of the tuning split's facts, which are probed here in place "
+        "of other questions, and some text."
     )
     for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
-        made, fitted = summary["pretraining"], summary["calibrated"]
-        size, read = made["parameters"] / 1e6, made["tokens"] / 1e6
+        made, fitted = summary.get("pretraining", summary), summary["calibrated"]
+        read = f"{made['tokens'] / 1e6:.1f} million tokens read" if "tokens" in made else f"{summary['package']}, {summary['dtype']}"
         yield f"### {plain(name)}"
         layers = f"memory layer {summary['layers'][0]}, answer layer {summary['answer_layer']}"
         yield (
-            f"{size:.1f} million parameters, {read:.1f} million tokens read, {layers}; {summary['facts']} facts of the test split. "
+            f"{made['parameters'] / 1e6:.1f} million parameters, {read}, {layers}; {summary['facts']} facts of the test split. "
             f"A token is at an anchor where it is {fitted['begins_share']:.2f} times as like a fact's wordings as these are alike "
             f"(two of a common question: a cosine of {fitted['alike']:.2f}), within a statement from a cosine of "
             f"{fitted['amid_least']:.2f} on, and where an answer goes on of {fitted['goes_on_least']:.2f}."
