@@ -119,6 +119,7 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
         stages.stage("taking both lessons back")
         reverted = _revert_all(model, store, base_logits)
     result = {
+        "dtype": str(model.base.dtype).removeprefix("torch."),
         "facts": len(facts),
         "base_f1_unseen": before[unseen.name].mean,
         "learned_f1_seen": after[seen.name].mean,
