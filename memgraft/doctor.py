@@ -62,9 +62,9 @@ def dtype_hint(product_ms: dict[str, float]) -> str:
     ratio = product_ms["bfloat16"] / product_ms["float32"]
     product = "on this CPU a matrix product in bfloat16"
     if ratio > 1.25:
-        return f"{product} takes {ratio:.1f} times as long as in float32: graft with --dtype float32 if the memory suffices"
+        return f"{product} takes {ratio:.1f} times as long as in float32: use --dtype float32 if the memory suffices"
     if ratio < 0.8:
-        return f"{product} is {1 / ratio:.1f} times as fast as in float32: graft with --dtype bfloat16"
+        return f"{product} is {1 / ratio:.1f} times as fast as in float32: use --dtype bfloat16"
     return f"{product} is about as fast as in float32"
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from memgraft.cli.console import remark
 from memgraft.errors import MemgraftError, StoreError
 
 if TYPE_CHECKING:
@@ -83,9 +84,15 @@ def settings_of(what: str, kind: type[MemgraftError]) -> Iterator[None]:
 
 def load_grafted(store: Path, *, model: str | None, dtype: DtypeName | None, device: str, trust_remote_code: bool) -> GraftedModel:
     """The grafted model of a store, ready to run."""
+    from memgraft.models import slow_in_16_bits
     from memgraft.persistence import load
 
-    return load(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    grafted = load(store, model=model, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    if dtype is None and grafted.base.dtype.itemsize == 2 and slow_in_16_bits(grafted.base.device):
+        remark(
+            f"{store} was made in {str(grafted.base.dtype).removeprefix('torch.')}, in which this CPU is slow; --dtype float32 is faster"
+        )
+    return grafted
 
 
 @contextmanager

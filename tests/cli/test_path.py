@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,22 @@ def test_ask_prints_the_taught_models_answer_and_nothing_else(run: Run, taught: 
         assert ended.json == {"question": question, "frame": frame.removeprefix("--"), "answers": {"with_memory": expected[frame]}}
         assert ended.err == ""
     assert run("ask", taught, question, "--max-new-tokens", 8, "--json").json["frame"] == "chat"
+
+
+@pytest.mark.parametrize(
+    ("capability", "asked_for", "remarked"),
+    [("AVX2", (), True), ("AVX2", ("--dtype", "float32"), False), ("AVX2", ("--dtype", "bfloat16"), False), ("AVX512", (), False)],
+)
+def test_a_store_made_in_16_bits_is_remarked_on_where_the_processor_is_slow_in_them(
+    run: Run, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, asked_for: Sequence[str], remarked: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    store, question = tmp_path / "store", "What is in box A?"
+    sized = ("--slots", "2^8", "--background-tokens", "500", "--dtype", "bfloat16")
+    assert run("graft", model_folder, "-o", store, *sized).code == 0
+    ended = run("ask", store, question, *asked_for)
+    assert ended.code == 0, ended.err
+    assert ("--dtype float32 is faster" in ended.err) == remarked
 
 
 def test_ask_can_leave_the_memory_out(run: Run, taught: Path, empty: Path) -> None:
