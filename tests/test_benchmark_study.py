@@ -367,7 +367,18 @@ def test_a_pretraining_that_was_interrupted_ends_at_the_same_weights(data: Path,
 
 
 def test_a_model_is_pretrained_once_and_taught_by_the_default_recipe(data: Path, tmp_path: Path) -> None:
-    own = ["--smoke", "--data", str(data), "--architectures", "gpt2", "-o", str(tmp_path / "results"), "--cache", str(tmp_path / "cache")]
+    own = [
+        "--smoke",
+        "--data",
+        str(data),
+        "--architectures",
+        "gpt2",
+        "-o",
+        str(tmp_path / "results"),
+        "--cache",
+        str(tmp_path / "cache"),
+        *FLOAT32,
+    ]
     assert architectures.main(own) == 0
     written = (tmp_path / "results" / "summary.json").read_bytes()
     runs = (tmp_path / "results" / "gpt2" / "runs.jsonl").read_bytes()
