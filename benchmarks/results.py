@@ -252,12 +252,16 @@ def _architectures(path: Path) -> Iterator[str]:
             f"{fitted['amid_least']:.2f} on, and where an answer goes on of {fitted['goes_on_least']:.2f}."
         )
         yield _settings(summary["settings"], with_seeds=True)
+        failed = [run for run in read_runs(path.parent / name / "runs.jsonl").values() if "failed" in run]
+        if failed:
+            yield "\n".join(f"- Failed, seed {run['seed']}, {run['method']}: {plain(run['failed'])}" for run in failed)
         taught: Mapping[str, Any] = next((each for each in summary["settings"] if each["method"] == "memory"), {"probes": {}})
         rows = [
             [plain(probe), each["metric"], *(f"{each[when]:.4f}" for when in ("before", "after"))]
             for probe, each in taught["probes"].items()
         ]
-        yield table(["probe", "", "before", "after"], rows)
+        if rows:
+            yield table(["probe", "", "before", "after"], rows)
 
 
 def _cue_rates(path: Path) -> str:

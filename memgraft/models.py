@@ -98,9 +98,10 @@ def usable_device(name: str) -> torch.device:
 
 
 def slow_in_16_bits(device: torch.device) -> bool:
-    """Whether bf16 and fp16 are several times as slow as fp32 there: on CPUs that torch finds neither AVX-512 nor SVE in.
+    """Whether bf16 and fp16 are taken to be several times as slow as fp32 there: on CPUs that torch finds neither AVX-512 nor SVE in.
 
-    There, torch multiplies 16-bit matrices without vector instructions. `memgraft doctor` measures one product in each.
+    Told by the instruction set, not measured, so that it is the same every time. On one AVX2 processor bf16 took six times as long, with
+    AVX-512 and AMX it was the faster one; others were not measured. `memgraft doctor` measures a product in each.
     """
     import torch
 

