@@ -254,7 +254,10 @@ def _architectures(path: Path) -> Iterator[str]:
         yield _settings(summary["settings"], with_seeds=True)
         failed = [run for run in read_runs(path.parent / name / "runs.jsonl").values() if "failed" in run]
         if failed:
-            yield "\n".join(f"- Failed, seed {run['seed']}, {run['method']}: {plain(run['failed'].partition(': ')[2] or run['failed'])}" for run in failed)
+            yield "\n".join(
+                f"- Failed, seed {run['seed']}, {run['method']}: {plain(run['failed'].partition(': ')[2] or run['failed'])}"
+                for run in failed
+            )
         taught: Mapping[str, Any] = next((each for each in summary["settings"] if each["method"] == "memory"), {"probes": {}})
         rows = [
             [plain(probe), each["metric"], *(f"{each[when]:.4f}" for when in ("before", "after"))]
