@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=1200, help="of pretraining (default: %(default)s)")
     parser.add_argument("--shortened", type=float, metavar="SHARE", help="teach in steps of this share of the default's length as well")
     options = parser.parse_args(argv)
+    if options.shortened is not None and not 0 < options.shortened < 1:
+        parser.error(f"--shortened {options.shortened:g}: expected a share between 0 and 1")
     if options.smoke:
         options.facts, options.steps = 4, 2
     output: Path = options.output
