@@ -237,8 +237,9 @@ def _architectures(path: Path) -> Iterator[str]:
         return
     yield (
         "The default recipe, but for eight wordings a pass, and where settings name a step, in shorter ones as well. "
-        "Gemma 3 270M is a real model (Gemma Terms of Use; `benchmarks.packaged` says from where). The others were pretrained for this: they read a quarter of the tuning split's facts, which are probed here in place "
-        "of other questions, and some text."
+        "Gemma 3 270M is a real model (Gemma Terms of Use; `benchmarks.packaged` says from where). "
+        "The others were pretrained for this: they read a quarter of the tuning split's facts, which are probed here "
+        "in place of other questions, and some text."
     )
     for name, summary in json.loads(path.read_text(encoding="utf-8")).items():
         made, fitted = summary.get("pretraining", summary), summary["calibrated"]
