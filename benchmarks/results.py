@@ -45,6 +45,7 @@ def results(folder: Path) -> str:
             parts.append("Not run yet.")
         if name == "pareto":
             parts += _behind_cues(folder / name / "behind_cues.json")
+            parts += _gpu(folder / "h100")
     parts.append(_first(folder / "first" / "summary.json"))
     parts += _recipe(folder / "recipe" / "summary.json")
     parts += _architectures(folder / "architectures" / "summary.json")
@@ -151,6 +152,34 @@ def _behind_cues(path: Path) -> Iterator[str]:
             yield _settings(winners(summary[split]["settings"], tuned=split == "test"))
 
 
+def _gpu(folder: Path) -> Iterator[str]:
+    path = folder / "summary.json"
+    yield f"## The same on a GPU\n\n`python -m benchmarks.pareto --device cuda -o {folder.as_posix()}` → `{path.as_posix()}`"
+    if not path.exists():
+        yield "Not run yet."
+        return
+    settings = json.loads(path.read_text(encoding="utf-8"))["test"]["settings"]
+    runs = list(read_runs(folder / "runs.jsonl").values())
+    machines = sorted({f"{run['environment']['device']}, torch {run['environment']['packages']['torch']}" for run in runs})
+    yield (
+        f"{plain('; '.join(machines))}. Test split, with settings that were chosen on the CPU; its base was asked there as well, and its "
+        "background written there. **Not finished**: fifteen runs at a time filled the card's memory, and those that were under way "
+        "were lost. CPU seconds are those of the processor beside the GPU, peak MB those of the GPU."
+    )
+    yield _settings(settings, with_seeds=True)
+    points = [run for run in read_runs(folder / "stream.jsonl").values() if "facts" in run]
+    if points:
+        yield "Of the recipe's stream, each fact a lesson of its own, what was measured before it ended in the same way:"
+        yield from _points(points)
+
+
+def _points(points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Along a stream of lessons."""
+    names = ("facts", "immediate_f1", "f1", "retained", "worse", "earliest_f1", "rows_per_fact")
+    rows = [[*(_cell(point[name]) for name in names), *(f"{each['change']:+.4f}" for each in point["probes"].values())] for point in points]
+    yield table([*(name.replace("_", " ") for name in names), *points[0]["probes"]], rows)
+
+
 def _first(path: Path) -> str:
     title = f"## A first look\n\n`python -m benchmarks.first` → `{path.as_posix()}`\n\n"
     if not path.exists():
@@ -182,13 +211,7 @@ def _recipe(path: Path) -> Iterator[str]:
         yield f"Near misses answered as before, after both: {misses['same']:,} of {misses['questions']:,}."
     for run in parts.get("stream", []):
         yield f"A stream of {run['facts']:,} facts, each a lesson of its own, seed {run['seed']}:"
-        names = ("facts", "immediate_f1", "f1", "retained", "worse", "earliest_f1", "rows_per_fact")
-        probes = list(run["points"][0]["probes"])
-        rows = [
-            [*(_cell(point[name]) for name in names), *(f"{point['probes'][probe]['change']:+.4f}" for probe in probes)]
-            for point in run["points"]
-        ]
-        yield table([*(name.replace("_", " ") for name in names), *probes], rows)
+        yield from _points(run["points"])
 
 
 def _taught(found: Mapping[str, Any]) -> Iterator[str]:

@@ -166,6 +166,8 @@ class Study:
             measured = {**what, **self._run(task)}
         except (TeachingError, MeasureError) as error:
             measured = {**what, **failed(error)}
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what one process holds on to, those beside it can't have
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": self.environment}
 
     def _wanted(self, task: Task) -> bool:
