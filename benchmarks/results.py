@@ -163,9 +163,10 @@ def _gpu(folder: Path) -> Iterator[str]:
     machines = sorted({f"{run['environment']['device']}, torch {run['environment']['packages']['torch']}" for run in runs})
     yield (
         f"{plain('; '.join(machines))}. Test split, with settings that were chosen on the CPU; its base was asked there as well, and its "
-        "background, which is not kept, written there. **Not finished**: fifteen runs at a time filled the card's memory, and those that were "
-        "under way were lost. The runs were started in an order of their own, test split first; the command starts with the tuning split. "
-        "Methods have different seeds, so their rows are not paired. CPU seconds are those of the processor beside the GPU, peak MB those of the GPU."
+        "background, which is not kept, written there. **Not finished**: fifteen runs at a time filled the card's memory, "
+        "and those that were under way were lost. The runs were started in an order of their own, test split first; the command starts with the tuning split. "
+        "Methods have different seeds, so their rows are not paired. "
+        "CPU seconds are those of the processor beside the GPU, peak MB those of the GPU."
     )
     yield _settings(settings, with_seeds=True)
     points = [run for run in read_runs(folder / "stream.jsonl").values() if "facts" in run]
