@@ -164,7 +164,8 @@ def _gpu(folder: Path) -> Iterator[str]:
     yield (
         f"{plain('; '.join(machines))}. Test split, with settings that were chosen on the CPU; its base was asked there as well, and its "
         "background, which is not kept, written there. **Not finished**: fifteen runs at a time filled the card's memory, "
-        "and those that were under way were lost. The runs were started in an order of their own, test split first; the command starts with the tuning split. "
+        "and those that were under way were lost. "
+        "The runs were started in an order of their own, test split first; the command starts with the tuning split. "
         "Methods have different seeds, so their rows are not paired. "
         "CPU seconds are those of the processor beside the GPU, peak MB those of the GPU."
     )
