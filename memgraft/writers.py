@@ -63,11 +63,17 @@ class LeastInterference(Config):
     other questions and their answers: what is taught must be told from those, else the words that lead up to any answer learn to
     lead up to this one. The rows of G longer than `max_step` / η are cut to that length: a trust region per token, without which
     a few tokens with outlying gradients move the memory by several times the residual stream's norm.
+
+    What a given length does to the loss differs from model to model by far. Where a batch's loss is known, all rows of G are cut by one
+    factor so that the fall they promise to first order, Σ ‖step‖ ‖G‖, is at most `max_fall` times the loss, which can't fall by more than
+    itself. Polyak's step length (1987, Introduction to Optimization, §5.3), which needs no unit, as an upper bound; more than 1 because
+    the ridge lets a read take only part of its step, and wordings that share a row count it each.
     """
 
     name: Literal["least-interference"] = "least-interference"
     learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
     max_step: float | None = Field(1.0, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
+    max_fall: float | None = Field(4.0, gt=0, description="largest fall that a step at anchors may promise, in times the loss; none: any")
     ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W Wᵀ; more moves what tokens share first")
     background_weight: float = Field(
         30.0, ge=0, description="μ: how much dearer it gets to change what the background reads, where it reads the memory"
@@ -142,6 +148,7 @@ def row_changes(
     covariance: Tensor,
     moments: Moments,
     context_CS: Tensor | None = None,
+    loss: float | None = None,
 ) -> Tensor:
     """How the chosen rows change in one step.
 
@@ -154,12 +161,13 @@ def row_changes(
             writers than the least-interference one leave it alone, and the context as well.
         moments: Adam's state; other writers leave it alone.
         context_CS: W_c restricted to the chosen slots.
+        loss: whose gradient it is, in nats; None: `max_fall` bounds nothing.
 
     Returns:
         (S, V) fp32, to be added to the rows.
     """
     if isinstance(writer, LeastInterference):
-        return least_interference(writer, matrix_TS, gradient_TV, covariance, context_CS)
+        return least_interference(writer, matrix_TS, gradient_TV, covariance, context_CS, loss)
     row_gradient = clipped(matrix_TS.T @ gradient_TV, writer.max_norm)
     if isinstance(writer, Adam):
         return moments.step(slots, row_gradient, writer)
@@ -167,15 +175,25 @@ def row_changes(
 
 
 def least_interference(
-    writer: LeastInterference, matrix_TS: Tensor, gradient_TV: Tensor, covariance: Tensor, context_CS: Tensor | None = None
+    writer: LeastInterference,
+    matrix_TS: Tensor,
+    gradient_TV: Tensor,
+    covariance: Tensor,
+    context_CS: Tensor | None = None,
+    loss: float | None = None,
 ) -> Tensor:
     """ΔV (S, V) of the least-interference step; with a diagonal covariance solved in the smaller of token space and row space.
 
     The large products are fp32; the system itself, whose condition the ridge bounds, is solved in fp64.
     """
+    full_TV = gradient_TV
     if writer.max_step is not None:
         step = writer.learning_rate * gradient_TV.norm(dim=-1, keepdim=True)
         gradient_TV = gradient_TV * (writer.max_step / step.clamp_min(writer.max_step))
+    if writer.max_fall is not None and loss is not None:
+        promised = writer.learning_rate * float((gradient_TV * full_TV).sum())
+        if promised > (most := writer.max_fall * loss):
+            gradient_TV = gradient_TV * (most / promised)
     ridge = writer.ridge * matrix_TS.square().sum(-1).mean()
     if not ridge > 0:
         return gradient_TV.new_zeros(matrix_TS.shape[1], gradient_TV.shape[1])

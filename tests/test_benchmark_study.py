@@ -22,13 +22,11 @@ from benchmarks.relations import facts_for, relations
 from benchmarks.results import results
 from benchmarks.settings import STUDIES
 from benchmarks.splits import check_unseen, overlapping, split_of
-from memgraft.comparison.grid import memory
 from memgraft.comparison.methods import described, family
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError
 from memgraft.examples import Fact
 from memgraft.probes import QuestionRow
-from memgraft.writers import LeastInterference, least_interference
 from tests.models import save_tiny_model, tiny_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -365,21 +363,6 @@ def test_a_model_is_pretrained_once_and_taught_by_the_default_recipe(data: Path,
     assert summary["pretraining"]["tokens"] == 2 * 16 * 256
     assert [setting["method"] for setting in summary["settings"]] == ["base", "memory"]
     assert summary["settings"][1]["rows_per_fact"] > 0
-
-
-def test_shorter_steps_are_those_of_a_smaller_unit() -> None:
-    share = 0.05
-    default = memory()
-    assert isinstance(default.recipe.writer, LeastInterference)
-    shorter = architectures.shorter(default, share).recipe.writer
-    assert isinstance(shorter, LeastInterference)
-    generator = torch.Generator().manual_seed(0)
-    matrix, gradient = torch.rand(12, 5, generator=generator), torch.randn(12, 7, generator=generator)
-    gradient *= torch.logspace(-3, 1, 12)[:, None]  # some are cut, some are not
-    covariance = torch.zeros(5)
-    in_the_unit = share * least_interference(default.recipe.writer, matrix, share * gradient, covariance)
-    torch.testing.assert_close(least_interference(shorter, matrix, gradient, covariance), in_the_unit)
-    assert not torch.equal(in_the_unit, least_interference(default.recipe.writer, matrix, gradient, covariance))
 
 
 def test_a_packaged_model_is_asked_all_that_the_protocol_asks(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

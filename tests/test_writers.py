@@ -34,10 +34,11 @@ def change(
     covariance: Tensor | None = None,
     moments: Moments | None = None,
     context: Address | None = None,
+    loss: float | None = None,
 ) -> Tensor:
     covariance = torch.zeros(len(chosen)) if covariance is None else covariance
     held = address_matrix(context, chosen) if context else None
-    return row_changes(writer, address_matrix(address, chosen), gradient, chosen, covariance, moments or Moments(), held)
+    return row_changes(writer, address_matrix(address, chosen), gradient, chosen, covariance, moments or Moments(), held, loss)
 
 
 def table_gradient(table: Tensor, address: Address, gradient: Tensor) -> Tensor:
@@ -120,12 +121,24 @@ def test_moments_of_a_checkpoint_follow_the_gradient_to_its_device() -> None:
     }  # fmt: skip
 
 
-def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, covariance: Tensor, context: Tensor | None = None) -> Tensor:
+def explicit(
+    writer: LeastInterference,
+    matrix: Tensor,
+    gradient: Tensor,
+    covariance: Tensor,
+    context: Tensor | None = None,
+    loss: float | None = None,
+) -> Tensor:
     """−η (Wᵀ W + γ W_cᵀ W_c + λ′ (I + μ C))⁻¹ Wᵀ G, where the gradient of what is minimised is zero, in fp64, the rows of G cut."""
     weights, gradient = matrix.double(), gradient.double()
     if writer.max_step is not None:
         longest = writer.max_step / writer.learning_rate
-        gradient = torch.stack([row * min(1.0, longest / row.norm().item()) for row in gradient])
+        whole, gradient = gradient, torch.stack([row * min(1.0, longest / row.norm().item()) for row in gradient])
+    else:
+        whole = gradient
+    if writer.max_fall is not None and loss is not None:
+        falls = [(writer.learning_rate * step.norm() * row.norm()).item() for step, row in zip(gradient, whole, strict=True)]
+        gradient = gradient * min(1.0, writer.max_fall * loss / sum(falls))
     full = covariance.double() if covariance.dim() == 2 else torch.diag(covariance.double())
     ridge = writer.ridge * (weights @ weights.T).diagonal().mean()
     system = weights.T @ weights + ridge * (torch.eye(len(full)) + writer.background_weight * full)
@@ -143,6 +156,7 @@ def explicit(writer: LeastInterference, matrix: Tensor, gradient: Tensor, covari
     context_tokens=st.integers(0, 6),
     context_weight=st.sampled_from([0.0, 1.0, 20.0]),
     full=st.booleans(),
+    loss=st.sampled_from([None, 0.01, 3.0, 1000.0]),  # rows of G promise 15 each, less where they are cut
     seed=st.integers(0, 1000),
 )
 def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with_more(
@@ -154,10 +168,11 @@ def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with
     context_tokens: int,
     context_weight: float,
     full: bool,
+    loss: float | None,
     seed: int,
 ) -> None:
     writer = LeastInterference(
-        learning_rate=3.0, background_weight=background_weight, ridge=ridge, max_step=max_step, context_weight=context_weight
+        learning_rate=3.0, background_weight=background_weight, ridge=ridge, max_step=max_step, max_fall=2.0, context_weight=context_weight
     )
     slots = torch.randperm(SLOTS, generator=torch.Generator().manual_seed(seed))[:chosen].sort().values
     address, gradient = random_address(tokens, seed), random_gradient(tokens, seed + 1)
@@ -165,11 +180,11 @@ def test_least_interference_is_its_formula_with_fewer_tokens_than_slots_and_with
     covariance = background.T @ background if full else 4 * background[0]
     matrix = address_matrix(address, slots)
     context = random_address(context_tokens, seed + 3)
-    found = change(writer, address, gradient, slots, covariance=covariance, context=context)
+    found = change(writer, address, gradient, slots, covariance=covariance, context=context, loss=loss)
     assert found.shape == (chosen, WIDTH)
     assert found.dtype == torch.float32
     if matrix.any():
-        expected = explicit(writer, matrix, gradient, covariance, address_matrix(context, slots)).float()
+        expected = explicit(writer, matrix, gradient, covariance, address_matrix(context, slots), loss).float()
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-3)
     else:
         assert not found.any()
@@ -199,6 +214,35 @@ def test_no_tokens_read_is_asked_to_move_further_than_the_longest_step() -> None
     asked = -0.5 * gradient
     asked[1] *= 2.0 / asked[1].norm()
     torch.testing.assert_close(moved, asked, atol=1e-3, rtol=1e-3)
+
+
+@given(loss=st.floats(1e-6, 1e3), max_fall=st.floats(0.1, 100), max_step=st.sampled_from([None, 0.5]), seed=st.integers(0, 1000))
+def test_no_step_promises_more_than_its_share_of_the_loss(loss: float, max_fall: float, max_step: float | None, seed: int) -> None:
+    # A token with slots of its own and next to no ridge goes where it is asked to; the loss falls by step times gradient.
+    address, gradient, everything = random_address(3, seed), random_gradient(3, seed + 1), torch.arange(SLOTS)
+    writer = LeastInterference(ridge=1e-4, max_step=max_step, max_fall=max_fall)
+    free = change(LeastInterference(ridge=1e-4, max_step=max_step, max_fall=None), address, gradient, everything, loss=loss)
+    held = change(writer, address, gradient, everything, loss=loss)
+    promised = -(dense_read(address, held) * gradient).sum().item()
+    assert promised <= 1.01 * max_fall * loss
+    unbounded = -(dense_read(address, free) * gradient).sum().item()
+    if unbounded < 0.9 * max_fall * loss:
+        assert torch.equal(held, free)
+    torch.testing.assert_close(held, free * (held.norm() / free.norm()), atol=1e-6, rtol=1e-4)  # shorter, in the same direction
+
+
+def test_where_no_loss_is_known_the_steps_are_not_bounded() -> None:
+    address, gradient, everything = random_address(3, 0), random_gradient(3, 1), torch.arange(SLOTS)
+    bounded = change(LeastInterference(max_fall=0.01), address, gradient, everything)
+    assert torch.equal(bounded, change(LeastInterference(max_fall=None), address, gradient, everything))
+
+
+def test_a_step_that_is_bounded_needs_no_unit() -> None:
+    """In a residual stream ten times as long the gradient is a tenth; the step, where it is bounded, is ten times as long."""
+    address, gradient, everything = random_address(3, 0), random_gradient(3, 1), torch.arange(SLOTS)
+    writer = LeastInterference(max_fall=0.01, max_step=None)
+    one = change(writer, address, gradient, everything, loss=1.0)
+    torch.testing.assert_close(change(writer, address, gradient / 10, everything, loss=1.0), 10 * one)
 
 
 def test_the_more_the_context_weighs_the_less_its_reads_move() -> None:
