@@ -29,7 +29,7 @@ from memgraft.comparison.grid import memory
 from memgraft.comparison.measuring import AnyProbe
 from memgraft.comparison.methods import Base, family, method_of
 from memgraft.comparison.runs import read_runs
-from memgraft.comparison.summary import BASE, MEMORY, summarise
+from memgraft.comparison.summary import BASE, MEMORY, arithmetic_of, summarise
 from memgraft.cues import Cues
 from memgraft.errors import MemgraftError
 from memgraft.finding import find_cues
@@ -95,7 +95,8 @@ def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
             combined.append(base)
             for run in measured:
                 method = method_of(run["settings"])
-                if (run["seed"], run["facts"]) != (base["seed"], base["facts"]) or isinstance(method, Base | Retrieval):
+                others = (run["seed"], run["facts"], arithmetic_of(run)) != (base["seed"], base["facts"], arithmetic_of(base))
+                if others or isinstance(method, Base | Retrieval):
                     continue
                 combined.append(run if family(method) == MEMORY else behind(run, base, opens))
         if combined:

@@ -112,7 +112,8 @@ class Study:
             cache=cache,
         )
         self.probes = load_probes(data, sizes.questions, sizes.text_tokens)
-        self.base_scores = BaseScores(output / "base.json", self.identity, self._measure_base)
+        self.arithmetic = self.workshop.arithmetic()
+        self.base_scores = BaseScores(output / "base.json", {**self.identity, "arithmetic": self.arithmetic}, self._measure_base)
         self.runs_path = output / "runs.jsonl"
         self.materials = Materials(
             rows,
@@ -125,7 +126,7 @@ class Study:
             identity=self.identity,
         )
         self._current: Material | None = None
-        self.environment = environment(self.device)
+        self.environment = {**environment(self.device), "arithmetic": self.arithmetic}
 
     def run(self, jobs: int, make: Callable[[], Runner]) -> None:
         """All tasks that are not in runs.jsonl yet, `jobs` at a time; this process alone writes there.
@@ -137,7 +138,7 @@ class Study:
         for phase in self.phases(done):
             ids = [self._id(task) for task in phase]
             missing = [task for task, id in zip(phase, ids, strict=True) if id not in runs and self._wanted(task)]
-            # The base first: what it scores and answers is in files then, which all others read.
+            # The base first, once for each way of rounding: what it scores and answers is in files then, which all others read.
             first = [task for task in missing if task.method == BASE]
             others = [task for task in missing if task.method != BASE]
             if jobs > 1 and any(_needs_background(task.taught_as) for task in others):
@@ -145,9 +146,16 @@ class Study:
             for run in itertools.chain(map(self.run_task, first), finished(others, jobs, self.run_task, make)):
                 append_run(self.runs_path, run)
                 runs[run["id"]] = run
-                self._summarise(done + [runs[id] for id in ids if id in runs])
-            done += [runs[id] for id in ids if id in runs]
+                self._summarise(done + self._found(runs, phase))
+            done += self._found(runs, phase)
         self._summarise(done)
+
+    def _found(self, runs: Mapping[str, dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+        """The runs of these tasks; those of the base from every machine."""
+        same: dict[str, list[dict[str, Any]]] = {}
+        for run in runs.values():
+            same.setdefault(_on_any_machine(run["recipe"]), []).append(run)
+        return [run for task in tasks for run in same.get(_on_any_machine(self._recipe(task)), ())]
 
     def run_tasks(self, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """The runs of these tasks, one after the other; those that are in runs.jsonl are taken from there."""
@@ -177,7 +185,7 @@ class Study:
         return run_id(self._recipe(task))
 
     def _recipe(self, task: Task) -> dict[str, Any]:
-        """All that shapes a run's figures."""
+        """All that shapes a run's figures; of the base how numbers are rounded as well, for what others are compared with."""
         return {
             **self.identity,
             **_without(self.sizes, *NO_PART_OF_A_RUN),
@@ -185,6 +193,7 @@ class Study:
             **task.choice._asdict(),
             "selection": self.materials.of(task.choice).selection.model_dump(mode="json"),
             "settings": settings(task.taught_as),
+            **({"arithmetic": self.arithmetic} if task.method == BASE else {}),
         }
 
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
@@ -332,6 +341,10 @@ def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
     elif "passes" in values and sizes.passes is not None:
         values["passes"] = sizes.passes
     return method_of(values)
+
+
+def _on_any_machine(recipe: Mapping[str, Any]) -> str:
+    return run_id({name: value for name, value in recipe.items() if name != "arithmetic"})
 
 
 def _needs_background(method: AnyMethod) -> bool:

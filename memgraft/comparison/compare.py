@@ -80,14 +80,16 @@ def run_comparison(
         raise DataError(
             f"two probes have one name: {', '.join(sorted({name for name in names if names.count(name) > 1}))}; rename the file"
         )
+    where = {**environment(workshop.base.device), "arithmetic": workshop.arithmetic()}
     shared = {
         **identity,
+        "arithmetic": where["arithmetic"],  # on another machine all is measured again, the base as well
         "seed": seed,
         "wordings": wordings,
         "passes": passes,
         "probes": [probe.model_dump(mode="json") for probe in measured],
     }
-    known, where = read_runs(runs_path), environment(workshop.base.device)
+    known = read_runs(runs_path)
     runs: list[dict[str, Any]] = []
     skipped: list[tuple[str, str]] = []
     took: dict[str, list[tuple[float, int]]] = {}  # method → seconds and passes of its runs

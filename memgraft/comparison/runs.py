@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from memgraft import __version__
 from memgraft.canonical import canonical_json
@@ -69,6 +70,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
     }
+
+
+def arithmetic(model: PreTrainedModel) -> str:
+    """What tells how this machine rounds a model's numbers: a hash of its logits on fixed tokens, and the number of threads.
+
+    Two processors, or two numbers of threads, add in different orders, so that a few answers of one and the same model differ: figures
+    are compared with those of the base where this is the same. Call it with the memory empty or off.
+    """
+    ids = (torch.arange(96, device=model.device) * 31 % model.config.get_text_config().vocab_size).view(2, 48)
+    with torch.no_grad():
+        logits = model(input_ids=ids, use_cache=False).logits
+    digest = hashlib.sha256(logits.float().cpu().numpy().tobytes()).hexdigest()[:12]
+    return f"{digest}, {torch.get_num_threads()} threads"
 
 
 def _version(package: str) -> str | None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from memgraft.comparison.fronts import Outcome, at_equal_learning, front
 from memgraft.comparison.methods import described, method_of
+from memgraft.errors import MemgraftError
 from memgraft.probes import Interval, mean_interval, paired_bootstrap
 
 Run = Mapping[str, Any]
@@ -34,16 +35,37 @@ class Setting:
     method: str
     settings: Mapping[str, Any]
     runs: tuple[Run, ...]
+    bases: tuple[Run, ...]  # of the base, one for each of these, where numbers are rounded alike
 
     def items(self, probe: str) -> Vector:
         """Values of a probe's items. Items that all seeds share are averaged over them; facts differ by seed and are put in a row."""
-        values = [np.asarray(run["scores"][probe]["values"], dtype=np.float64) for run in self.runs]
-        return np.concatenate(values) if probe in OWN else np.mean(values, axis=0)
+        return _items(self.runs, probe)
+
+    def before(self, probe: str) -> Vector:
+        """What the base scores on the items that all seeds share."""
+        return _items(self.bases, probe)
 
     @property
     def learned(self) -> float:
         """Mean F1 on the taught facts."""
         return float(self.items(LEARNED).mean())
+
+
+def _items(runs: Sequence[Run], probe: str) -> Vector:
+    values = [np.asarray(run["scores"][probe]["values"], dtype=np.float64) for run in runs]
+    return np.concatenate(values) if probe in OWN else np.mean(values, axis=0)
+
+
+@dataclass(frozen=True)
+class Change:
+    """Values of items before and after, in the same order."""
+
+    before: Vector
+    after: Vector
+
+    def mixed(self, other: Change, share: float) -> Change:
+        """(1 - share) · this + share · the other."""
+        return Change((1 - share) * self.before + share * other.before, (1 - share) * self.after + share * other.after)
 
 
 @dataclass(frozen=True)
@@ -52,42 +74,58 @@ class Pool:
 
     metric: str
     probes: tuple[str, ...]
-    base: Vector
     weights: Vector
 
-    def of(self, setting: Setting) -> Vector:
-        """A setting's values of all items."""
-        return np.concatenate([setting.items(probe) for probe in self.probes])
+    def of(self, setting: Setting) -> Change:
+        """All items, by the base and as taught."""
+        return Change(*(np.concatenate([values(probe) for probe in self.probes]) for values in (setting.before, setting.items)))
 
-    def forgotten(self, values: Vector) -> float:
+    def forgotten(self, change: Change) -> float:
         """F1 and accuracy: drop relative to the base's; NLL: rise in nats."""
         if self.metric in SCORED:
-            before = float(self.weights @ self.base)
-            return (before - float(self.weights @ values)) / before if before else 0.0
-        return float(self.weights @ (values - self.base) / self.weights.sum())
+            before = float(self.weights @ change.before)
+            return (before - float(self.weights @ change.after)) / before if before else 0.0
+        return float(self.weights @ (change.after - change.before) / self.weights.sum())
 
-    def interval(self, values: Vector) -> dict[str, Any]:
+    def interval(self, change: Change) -> dict[str, Any]:
         """`forgotten` with its paired bootstrap interval."""
         if self.metric not in SCORED:
-            return fields(paired_bootstrap(self.base.tolist(), values.tolist(), self.weights.tolist()))
-        estimate = self.forgotten(values)
-        drawn = np.random.default_rng(0).integers(len(values), size=(4000, len(values)))
-        before, after = (self.base * self.weights)[drawn].sum(1), (values * self.weights)[drawn].sum(1)
+            return fields(paired_bootstrap(change.before.tolist(), change.after.tolist(), self.weights.tolist()))
+        estimate, count = self.forgotten(change), len(self.weights)
+        drawn = np.random.default_rng(0).integers(count, size=(4000, count))
+        before, after = ((values * self.weights)[drawn].sum(1) for values in (change.before, change.after))
         drops = (before[before > 0] - after[before > 0]) / before[before > 0]
         low, high = np.quantile(drops, [0.025, 0.975]) if len(drops) else (estimate, estimate)
-        return {"mean": round(estimate, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": len(values)}
+        return {"mean": round(estimate, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": count}
 
 
 def grouped(runs: Sequence[Run]) -> list[Setting]:
-    """Runs by method and settings, in the order of their first run; settings of which a run failed are left out."""
+    """Runs by method and settings, in the order of their first run; settings of which a run failed are left out.
+
+    Raises MemgraftError for a run without one of the base where numbers are rounded as there: every change would carry the difference.
+    """
+    bases = {arithmetic_of(run): run for run in reversed(runs) if run["method"] == BASE}
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr((run["method"], sorted(run["settings"].items(), key=lambda item: item[0]))), []).append(run)
-    return [
-        Setting(group[0]["method"], group[0]["settings"], tuple(sorted(group, key=lambda r: r["seed"])))
-        for group in groups.values()
-        if not any("failed" in run for run in group)
-    ]
+    found = []
+    for group in groups.values():
+        if any("failed" in run for run in group):
+            continue
+        if missing := [run for run in group if arithmetic_of(run) not in bases]:
+            raise MemgraftError(
+                f"{missing[0]['method']}, seed {missing[0]['seed']}: no run of the base whose numbers are rounded alike "
+                f"(arithmetic {arithmetic_of(missing[0])}); run the base on that machine too"
+            )
+        in_order = tuple(sorted(group, key=lambda run: run["seed"]))
+        found.append(Setting(group[0]["method"], group[0]["settings"], in_order, tuple(bases[arithmetic_of(run)] for run in in_order)))
+    return found
+
+
+def arithmetic_of(run: Run) -> str | None:
+    """How the run's numbers were rounded (`memgraft.comparison.runs.arithmetic`); None: as in all runs that don't say so."""
+    found: str | None = run.get("environment", {}).get("arithmetic")
+    return found
 
 
 def pools(base: Setting) -> dict[str, Pool]:
@@ -98,7 +136,7 @@ def pools(base: Setting) -> dict[str, Pool]:
         probes = tuple(probe for probe in scores if scores[probe]["metric"] == metric and probe not in OWN)
         if probes:
             weights = [np.asarray(scores[probe].get("weights") or [1.0] * len(scores[probe]["values"])) for probe in probes]
-            found[name] = Pool(metric, probes, np.concatenate([base.items(probe) for probe in probes]), np.concatenate(weights))
+            found[name] = Pool(metric, probes, np.concatenate(weights))
     return found
 
 
@@ -125,14 +163,14 @@ def summarise(runs: Sequence[Run], chosen: Mapping[str, Any] | None = None) -> d
         runs: of one split, the base's among them.
         chosen: the memory's settings at which rivals are compared with it, chosen on other runs; by default these runs' best.
     """
-    settings = grouped(runs)
-    base = next((setting for setting in settings if setting.method == BASE), None)
-    if base is None:
+    if not any(run["method"] == BASE for run in runs):
         return {}
+    settings = grouped(runs)
+    base = next(setting for setting in settings if setting.method == BASE)
     pooled = pools(base)
     fronts = {name: fronts_of(settings, pool) for name, pool in pooled.items()}
     return {
-        "settings": [setting_summary(setting, base, pooled) for setting in settings],
+        "settings": [setting_summary(setting, pooled) for setting in settings],
         "fronts": {
             name: {method: [point(outcome) for outcome in outcomes] for method, outcomes in methods.items()}
             for name, methods in fronts.items()
@@ -156,7 +194,7 @@ def point(outcome: Outcome[Setting]) -> dict[str, Any]:
     }
 
 
-def setting_summary(setting: Setting, base: Setting, pooled: Mapping[str, Pool]) -> dict[str, Any]:
+def setting_summary(setting: Setting, pooled: Mapping[str, Pool]) -> dict[str, Any]:
     """Means and intervals of a setting over its seeds."""
     scores = setting.runs[0]["scores"]
     learned = setting.items(LEARNED)
@@ -179,7 +217,7 @@ def setting_summary(setting: Setting, base: Setting, pooled: Mapping[str, Pool])
     for probe in scores:
         if probe not in OWN:
             weights = scores[probe].get("weights")
-            before, after = base.items(probe), setting.items(probe)
+            before, after = setting.before(probe), setting.items(probe)
             summary["probes"][probe] = {
                 "metric": scores[probe]["metric"],
                 "before": round(mean_interval(before.tolist(), weights, resamples=1).estimate, 6),
@@ -212,14 +250,15 @@ def equal_learning(
             if method == MEMORY:
                 continue
             equal = at_equal_learning(outcomes, winner.learned)
-            values = (1 - equal.share) * pool.of(equal.lower) + equal.share * pool.of(equal.upper)
+            change = pool.of(equal.lower).mixed(pool.of(equal.upper), equal.share)
             learned = (1 - equal.share) * equal.lower.learned + equal.share * equal.upper.learned
-            difference = paired_bootstrap(memory.tolist(), values.tolist(), pool.weights.tolist())
+            own, rivals = ((each.after - each.before).tolist() for each in (memory, change))
+            difference = paired_bootstrap(own, rivals, pool.weights.tolist())
             result["rivals"].setdefault(method, {})[name] = {
                 "reached": equal.reached,
                 "learned_f1": round(learned, 6),
                 "between": [described(method_of(dict(each.settings))) for each in (equal.lower, equal.upper)],
-                "forgotten": pool.interval(values),
+                "forgotten": pool.interval(change),
                 "mean_minus_memory": fields(difference),
             }
     return result

@@ -20,6 +20,7 @@ from memgraft.baselines import Retrieval
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.comparison.peak import peak_memory
 from memgraft.comparison.prefixes import Prefix, cached_prefixes
+from memgraft.comparison.runs import arithmetic
 from memgraft.encoding import TokenBatch
 from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
@@ -170,6 +171,11 @@ class Workshop:
             )
             self._grafted = (key, grafted, time.process_time() - start)
         return self._grafted[1]
+
+    def arithmetic(self) -> str:
+        """How this machine rounds the base's numbers (`memgraft.comparison.runs.arithmetic`)."""
+        with self._base_only() as base:
+            return arithmetic(base)
 
     def _own(self, peak: int | None) -> int | None:
         """A peak without the frozen states that only the comparison keeps, in main memory."""

@@ -9,7 +9,8 @@ import pytest
 
 from memgraft.baselines import AdamW, LoRA
 from memgraft.comparison.methods import AnyMethod, Base, Memory, described, family, method_of, settings
-from memgraft.comparison.summary import grouped, pools, summarise
+from memgraft.comparison.summary import Change, grouped, pools, summarise
+from memgraft.errors import MemgraftError
 from memgraft.teaching import Recipe
 from memgraft.writers import SGD
 
@@ -71,7 +72,7 @@ def test_a_rival_that_never_learns_as_much_is_marked() -> None:
 
 def test_seeds_are_averaged_per_probe_item_and_facts_are_put_in_a_row() -> None:
     other = run(Memory(), [0.0, 0.0], [0.0, 0.5, 0.75, 0.0], [3.3, 2.0], seed=1)
-    (setting,) = grouped([MEMORY, other])
+    _, setting = grouped([BASE, MEMORY, other])
     assert setting.items("webquestions").tolist() == [0.5, 0.5, 0.5, 0.0]
     assert setting.items("learned").tolist() == [1.0, 0.2, 0.0, 0.0]
     pool = pools(grouped([BASE])[0])["text_nll"]
@@ -80,6 +81,21 @@ def test_seeds_are_averaged_per_probe_item_and_facts_are_put_in_a_row() -> None:
 
 def test_without_the_base_there_is_nothing_to_say() -> None:
     assert summarise([MEMORY]) == {}
+
+
+def test_each_run_is_compared_with_the_base_where_numbers_are_rounded_alike() -> None:
+    def there(run: dict[str, Any]) -> dict[str, Any]:
+        return {**run, "environment": {"arithmetic": "other"}}
+
+    other_base = there(run(Base(), [0.0, 0.0], [1.0, 1.0, 0.5, 0.0], [3.5, 2.0]))  # the same model answers one more question there
+    other = there(run(Memory(), [1.0, 0.2], [1.0, 1.0, 0.25, 0.0], [3.6, 2.0], seed=1))
+    base, memory = summarise([BASE, MEMORY, other_base, other])["settings"]
+    assert base["forgotten"]["qa_f1"]["mean"] == 0
+    assert memory["forgotten"]["qa_f1"]["mean"] == pytest.approx(0.25 / 2.25)
+    assert memory["forgotten"]["text_nll"]["mean"] == pytest.approx(0.1 * 3 / 4), "not moved by how the machines differ"
+    assert memory["probes"]["webquestions"]["before"] == pytest.approx((0.5 + 0.625) / 2)
+    with pytest.raises(MemgraftError, match=r"memory, seed 1: no run of the base .*arithmetic other"):
+        summarise([BASE, MEMORY, other])
 
 
 def test_methods_come_back_from_their_json_and_say_what_they_are() -> None:
@@ -117,9 +133,10 @@ def test_the_interval_of_a_relative_drop_is_paired_and_as_wide_as_it_should_be()
     right = [1.0] * 50 + [0.0] * 50
     base = run(Base(), [0.0], right, [3.0, 2.0])
     pool = pools(grouped([base])[0])["qa_f1"]
-    halved = pool.interval(np.asarray([0.5] * 50 + [0.0] * 50))
+    before = np.asarray(right)
+    halved = pool.interval(Change(before, np.asarray([0.5] * 50 + [0.0] * 50)))
     assert (halved["mean"], halved["low"], halved["high"]) == (0.5, 0.5, 0.5), "each item falls by half: nothing is left to chance"
-    lost = pool.interval(np.asarray([0.0] * 20 + [1.0] * 30 + [0.0] * 50))
+    lost = pool.interval(Change(before, np.asarray([0.0] * 20 + [1.0] * 30 + [0.0] * 50)))
     assert lost["mean"] == pytest.approx(0.4)
     spread = 1.96 * (0.4 * 0.6 / 50) ** 0.5  # of a share among the 50 that count
     assert lost["low"] == pytest.approx(0.4 - spread, abs=0.03)

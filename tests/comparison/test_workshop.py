@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memgraft.baselines import Full, LoRA, Retrieval
+from memgraft.commits import Rows
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.comparison.peak import peak_memory
 from memgraft.comparison.workshop import Lesson, Workshop
@@ -123,3 +124,16 @@ def test_peak_memory_sees_what_was_allocated() -> None:
     assert before is not None
     assert after is not None
     assert after - before > 64 * 2**20
+
+
+def test_the_arithmetic_is_the_base_s_whatever_was_taught_and_tells_roundings_apart() -> None:
+    workshop = Workshop(tiny_model(depth=3), tiny_tokenizer(), backgrounds={"own": lambda: TEXTS}, background_tokens=600)
+    alone = workshop.arithmetic()
+    grafted = workshop.grafted(MEMORY.model_copy(update={"background": "own"}))
+    values = torch.ones(256, grafted.base.config.hidden_size)
+    grafted.assign_rows({name: Rows(torch.arange(256), values) for name in grafted.tables})
+    assert workshop.arithmetic() == alone
+    head = workshop.base.get_output_embeddings().weight
+    with torch.no_grad():
+        head[0, 0] = torch.nextafter(head[0, 0], torch.tensor(9.0))
+    assert workshop.arithmetic() != alone
