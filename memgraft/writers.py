@@ -73,7 +73,7 @@ class LeastInterference(Config):
     name: Literal["least-interference"] = "least-interference"
     learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
     max_step: float | None = Field(1.0, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
-    max_fall: float | None = Field(4.0, gt=0, description="largest fall that a step at anchors may promise, in times the loss; none: any")
+    max_fall: float | None = Field(8.0, gt=0, description="largest fall that a step at anchors may promise, in times the loss; none: any")
     ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W Wᵀ; more moves what tokens share first")
     background_weight: float = Field(
         30.0, ge=0, description="μ: how much dearer it gets to change what the background reads, where it reads the memory"
