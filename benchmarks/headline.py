@@ -47,10 +47,15 @@ def rivals(summary: Mapping[str, Any]) -> str:
                 "" if base else span(each["net_f1"]),
                 span(each["near_miss_f1"]),
                 span(each["leaked_f1"]),
-                *([""] * len(changed) if base else changed),
+                *([f"of {_f1_before(each):.3f}", *[""] * (len(changed) - 1)] if base else changed),
             ]
         )
     return table(columns, rows)
+
+
+def _f1_before(setting: Value) -> float:
+    probes = [setting["probes"][name] for name in QA]
+    return float(sum(each["before"] * each["change"]["n"] for each in probes) / sum(each["change"]["n"] for each in probes))
 
 
 def recipe(summary: Mapping[str, Any]) -> str:

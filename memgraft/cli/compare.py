@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memgraft.cli.console import print_json, print_table, say
-from memgraft.cli.options import Device, Dtype, Json, TrustRemoteCode
+from memgraft.cli.options import Device, DtypeName, Json, TrustRemoteCode
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError, MemgraftError
 
@@ -45,7 +45,12 @@ def compare(
     background_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text that stands for what must be preserved.")] = 32768,
     seed: Annotated[int, typer.Option(help="Of wordings, order and new weights.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where runs and reports go.")] = Path("out/compare"),
-    dtype: Dtype = None,
+    dtype: Annotated[
+        DtypeName | None,
+        typer.Option(
+            "--dtype", help="Of the base model's weights.", show_default="as they are stored, or float32 on a CPU slow in 16 bits"
+        ),
+    ] = None,
     device: Device = "cpu",
     trust_remote_code: TrustRemoteCode = False,
     json: Json = False,

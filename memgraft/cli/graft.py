@@ -26,7 +26,11 @@ def graft(
         int | None, typer.Option(parser=parse_count, metavar="N", help="Slots of a memory layer, a square number.", show_default="2^16")
     ] = None,
     layers: Annotated[
-        str, typer.Option(metavar="auto|L,L…", help="Blocks, from 0, in front of which memory sits; auto: one at a third of the depth.")
+        str,
+        typer.Option(
+            metavar="auto|L,L…",
+            help="Blocks, from 0, in front of which memory sits; auto: one at a third of the depth. Facts are read at three quarters.",
+        ),
     ] = "auto",
     top_k: Annotated[int | None, typer.Option(help="Slots that each head of a token reads.", show_default="32")] = None,
     heads: Annotated[int | None, typer.Option(help="Addresses per token.", show_default="4")] = None,
