@@ -192,9 +192,8 @@ def _first(path: Path) -> str:
         return title + "Not run yet."
     about = (
         "50 facts drawn from both splits, one seed, one setting a method: 14 passes of 4 wordings, a quarter of the questions in lower "
-        "case. `least-interference` is the default as it was then, read at every token after a fact's cues; `no cues` is the same rule with "
-        "the memory open to every "
-        "text.\n\n"
+        "case. `least-interference` is the default as it was then, read at every token after a fact's cues; `no cues` is the same rule "
+        "with the memory open to every text.\n\n"
     )
     return title + about + markdown(json.loads(path.read_text(encoding="utf-8"))).rstrip()
 
