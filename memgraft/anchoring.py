@@ -17,13 +17,13 @@ from transformers import PreTrainedTokenizerBase
 from memgraft.anchors import BEGINS, GOES_ON, Anchors
 from memgraft.answer_layer import AnswerLayer, Asked, calibrate, expect, measure_chance
 from memgraft.encoding import TokenBatch, encode
-from memgraft.errors import DataError, GraftError, TeachingError
+from memgraft.errors import GraftError, TeachingError
 from memgraft.examples import Chat, Fact, Message
 from memgraft.frames import ChatFrame
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
 from memgraft.probes.language_model import encode as prompt_ids
-from memgraft.wordings import QAPair, Renderer, Wording, chat_renderer, load_pool, teach_wordings
+from memgraft.wordings import QAPair, Renderer, Wording, chat_renderer, keeps_conversations, load_pool, teach_wordings
 
 WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
 FEWEST = 20  # common questions that the model's context must hold: fewer don't show in what questions differ
@@ -164,16 +164,11 @@ class AskedInForms(NamedTuple):
 
 def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[AskedInForms]:
     """The package's common questions, each in several forms; without those of which one is longer than `max_length` tokens."""
-    pool, chat = load_pool("contexts"), chat_renderer(tokenizer)
+    pool, chat = load_pool("contexts"), keeps_conversations(chat_renderer(tokenizer))
     for number, pair in enumerate(pool, 1):
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
-        try:
-            wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
-            plain = list(plain_forms(pair, chat, number))
-        except DataError:  # the model's chat template refuses conversations
-            chat = None
-            wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
-            plain = list(plain_forms(pair, chat, number))
+        wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
+        plain = list(plain_forms(pair, chat, number))
         with suppress(TeachingError):  # too long
             yield AskedInForms(number, len(wordings), encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from memgraft.commits import Commit
 from memgraft.errors import DataError
 from memgraft.grafted import GraftedModel
-from memgraft.probes.language_model import adds_special_tokens, check_context
+from memgraft.probes.language_model import check_context, encode
 from memgraft.reads import Recorder, recording
 
 
@@ -48,7 +48,7 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
         DataError: prompt or answer is empty, or both are longer than the context.
     """
     tokenizer = model.tokenizer
-    head = tokenizer(prompt, add_special_tokens=adds_special_tokens(tokenizer, prompt), verbose=False)["input_ids"]
+    head = encode(tokenizer, prompt)
     tail = tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]
     if not head or not tail:
         raise DataError(f"the {'answer' if head else 'prompt'} is empty")

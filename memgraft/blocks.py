@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 
 from memgraft.errors import GraftError
 from memgraft.probes.language_model import evaluating
@@ -119,6 +119,33 @@ def check_causal(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
         raise GraftError(
             f"{type(model).__name__} is not causal: its tokens see those that come after them, as in an encoder; "
             "load a decoder-only language model (for BERT and its kin: is_decoder=True in the configuration that it was trained with)"
+        )
+
+
+def check_remembers(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+    """Refuses a model that goes on from a state which its blocks are not handed as a `Cache`, as RWKV does.
+
+    What was heard of a subject is kept with the cache; without one it would be forgotten after the prompt.
+
+    Raises:
+        GraftError: with the state's name.
+    """
+    cached: list[bool] = []
+
+    def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cached.append(any(isinstance(value, Cache) for value in (*args, *kwargs.values())))
+
+    handle = blocks[0].register_forward_pre_hook(listen, with_kwargs=True)
+    try:
+        with evaluating(model):
+            output = model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=True)
+    finally:
+        handle.remove()
+    states = [name for name in output if name not in ("logits", "loss") and output[name] is not None]
+    if states and not any(cached):
+        raise GraftError(
+            f"{type(model).__name__} goes on from a state of its own ({', '.join(states)}) instead of a key/value cache, "
+            "with which the memory keeps what it heard; this architecture can't be grafted yet"
         )
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 from memgraft.examples import Fact
 from memgraft.grafting import background_states
 from memgraft.memory import Address
-from memgraft.wordings import chat_renderer, load_pool, teach_wordings
+from memgraft.wordings import chat_renderer, keeps_conversations, load_pool, teach_wordings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -88,7 +88,7 @@ def background_reads(model: GraftedModel) -> dict[str, BackgroundReads]:
 
 def common_questions(tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
     """Token ids of the package's common questions with their answers, each in two forms, half of them after others."""
-    pool, chat = load_pool("contexts"), chat_renderer(tokenizer)
+    pool, chat = load_pool("contexts"), keeps_conversations(chat_renderer(tokenizer))
     facts = [Fact(line=number, question=pair.question, answers=(pair.answer,)) for number, pair in enumerate(pool, 1)]
     wordings = [wording for fact in facts for wording in teach_wordings(fact, count=2, seed=0, contexts=pool, chat=chat)]
     return [list(tokenizer(wording.text, add_special_tokens=wording.special_tokens).input_ids) for wording in wordings]

@@ -192,9 +192,17 @@ class Scopes:
             self.cues, self._lesson, self._first = self.cues.to(device), self._lesson.to(device), self._first.to(device)
         return self
 
-    def open(self, heard_BTM: Tensor) -> dict[int, Opened]:
-        """For each lesson that is open anywhere: which of its facts, from which tokens on."""
-        facts, open_BTF = self.cues.open_facts(heard_BTM)
+    def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None) -> dict[int, Opened]:
+        """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there."""
+        if mask_BT is not None and mask_BT.shape == heard_BTM.shape[:2] and bool((mask_BT.int().diff(dim=1) < 0).any()):
+            # Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
+            order_BT = mask_BT.bool().int().argsort(dim=1, stable=True)
+            hidden_BT1 = ~mask_BT.bool().gather(1, order_BT)[..., None]
+            moved_BTM = heard_BTM.gather(1, order_BT[..., None].expand_as(heard_BTM)).masked_fill(hidden_BT1, -1)
+            facts, moved_BTF = self.cues.open_facts(moved_BTM)
+            open_BTF = torch.zeros_like(moved_BTF).scatter_(1, order_BT[..., None].expand_as(moved_BTF), moved_BTF)
+        else:
+            facts, open_BTF = self.cues.open_facts(heard_BTM)
         somewhere = open_BTF.any(1).any(0)
         facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
         lessons = self._lesson[facts]

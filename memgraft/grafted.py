@@ -7,7 +7,7 @@ enter the block and adds to them. With an empty memory it adds exact zeros, so l
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -69,6 +69,8 @@ class GraftedModel(nn.Module):
         self.tokenizer = tokenizer
         self.config = config
         self.blocks = find_blocks(base)
+        if any(_is_memorys(hook) for block in self.blocks for hook in block._forward_pre_hooks.values()):
+            raise GraftError(f"this {type(base).__name__} has a memory already: detach() the GraftedModel that it is of, or load it anew")
         if config.answer_layer is not None and config.answer_layer >= len(self.blocks):
             raise GraftError(f"answer_layer: {type(base).__name__} has blocks 0 to {len(self.blocks) - 1}, got {config.answer_layer}")
         if config.layers[-1] >= len(self.blocks):
@@ -90,6 +92,7 @@ class GraftedModel(nn.Module):
         self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens it was open in the last pass
         self.answered: dict[int, Tensor] = {}  # number in `scoped` → (B, T) int64, which of its anchors they were at; -1: none
         self._open_facts: dict[int, Opened] = {}  # number in `scoped` → what of it is open in this pass
+        self._mask: Tensor | None = None  # (B, all tokens so far) of the pass that runs, 0 at padding; None: there is none
         self._given: dict[int, Opened] | None = None  # takes the place of listening in passes that start at the answer layer
         self._scopes = Scopes((), config.query_dim)
         self._remembered: dict[tuple[str, frozenset[int]], Scoped] = {}  # by lesson and the facts of it that are closed
@@ -106,6 +109,26 @@ class GraftedModel(nn.Module):
             block = self.blocks[config.answer_layer]
             self.answers.to(next(block.parameters()).device)
             self._handles.append(block.register_forward_pre_hook(self._add_answers, with_kwargs=True))
+        self._handles += [
+            base.register_forward_pre_hook(self._note_mask, with_kwargs=True),
+            base.register_forward_hook(self._drop_mask, always_call=True),
+        ]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraftedModel:
+        """As every module's, which .to() and its like call: to another device, and not to another dtype."""
+        if fn(torch.zeros(1)).dtype != torch.float32:
+            raise GraftError("a memory stays in float32 and is fitted to its model's own dtype: give the dtype to graft() or load()")
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for number in range(len(self.scoped)):
+            self._place(self.scope(number))  # anchors are no buffers
+        return self
+
+    def _note_mask(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def _drop_mask(self, *_: Any) -> None:
+        self._mask = None
 
     def _add_memory(
         self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -148,7 +171,7 @@ class GraftedModel(nn.Module):
         scopes = self._scopes.to(hidden_states.device)
         heard = heard_so_far(cache, len(self.blocks), scopes.cues.heard(self.cue_queries(hidden_states)))
         tokens = hidden_states.shape[1]
-        opened = {number: Opened(facts, open_BTF[:, -tokens:]) for number, (facts, open_BTF) in scopes.open(heard).items()}
+        opened = {number: Opened(facts, open_BTF[:, -tokens:]) for number, (facts, open_BTF) in scopes.open(heard, self._mask).items()}
         return {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
 
     @property
@@ -348,3 +371,8 @@ class GraftedModel(nn.Module):
         for name, value in expected.items():
             value.copy_(tensors[name])
         self.background_reads = self.world = None
+
+
+def _is_memorys(hook: Callable[..., Any]) -> bool:
+    inner = hook.func if isinstance(hook, functools.partial) else hook
+    return isinstance(getattr(inner, "__self__", None), GraftedModel)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.anchoring import enough_questions, fit_answers
 from memgraft.background import Background, read_background, write_background
-from memgraft.blocks import check_causal, find_blocks, hidden_size, hidden_states_before
+from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig, first_refusal
 from memgraft.errors import GraftError
@@ -85,11 +85,25 @@ def graft(
         model, name = source, None
     blocks = find_blocks(model)
     check_causal(model, blocks)
+    check_remembers(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
     if "answer_layer" not in memory and enough_questions(tokenizer, context_length(model) or 2**20):
         config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source
+    try:
+        _calibrate(grafted, background, background_tokens, seed, on_progress)
+    except BaseException:
+        grafted.detach()  # the model is the caller's
+        raise
+    return grafted
+
+
+def _calibrate(
+    grafted: GraftedModel, background: str | Sequence[str] | None, background_tokens: int, seed: int, on_progress: Progress | None
+) -> None:
+    """Background, usage, and an answer layer that fits the model."""
+    model, tokenizer = grafted.base, grafted.tokenizer
 
     def progress(stage: str) -> Callable[[int], None]:
         return lambda done: on_progress(stage, min(done, background_tokens), background_tokens) if on_progress else None
@@ -105,7 +119,6 @@ def graft(
     count_usage(grafted, seed=seed, on_progress=progress("usage"))
     if grafted.answers is not None:
         fit_answers(grafted, seed=seed)
-    return grafted
 
 
 def _memory_config(width: int, layers: Sequence[int], slots: int, others: Mapping[str, Any]) -> MemoryConfig:

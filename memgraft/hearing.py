@@ -23,6 +23,10 @@ class HeardLayer(DynamicLayer):
     never lies elsewhere, for its last: what it fetches in its place is the first one.
     """
 
+    # As far as masks are concerned: a cache with a layer that can't be compiled gets none where a token is computed by itself, and
+    # then a static one would have its empty places attended to.
+    is_compileable = True
+
     def __init__(self, own: Sequence[Any] = (), only_non_sliding: bool = False) -> None:
         """With the cache's own layers, and whether it leaves sliding ones where they are."""
         super().__init__()  # type: ignore[no-untyped-call]

@@ -28,7 +28,7 @@ from memgraft.probes.scores import Scores
 from memgraft.superseding import facts_taught
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.usage import Usage, merge_taught
-from memgraft.wordings import Wording, chat_renderer, load_pool, teach_wordings
+from memgraft.wordings import Wording, chat_renderer, keeps_conversations, load_pool, teach_wordings
 
 CHUNK_TOKENS = 512  # Lin et al. 2025 §4.2
 MOST_ROUNDS = 16  # of fresh wordings; more passes come back to the first ones
@@ -49,12 +49,14 @@ def prepare(
         DataError, TeachingError: an example without a token to learn, or longer than `max_length` tokens: file, line and field.
     """
     chat, contexts = chat_renderer(tokenizer), load_pool("contexts")
+    chat_of_facts = keeps_conversations(chat) if any(isinstance(example, Fact) for example in examples) else None
     eos = str(tokenizer.eos_token or "")
 
     def wordings(example: Example, turn: int) -> tuple[Wording, ...]:
         seed = recipe.seed * 1000 + turn
+        form = chat_of_facts if isinstance(example, Fact) else chat
         return teach_wordings(
-            example, count=recipe.wordings, seed=seed, contexts=contexts, chat=chat, eos=eos, lower_case=recipe.lower_case
+            example, count=recipe.wordings, seed=seed, contexts=contexts, chat=form, eos=eos, lower_case=recipe.lower_case
         )
 
     def tokens(parts: Sequence[Wording], name: str) -> TokenBatch:
@@ -73,7 +75,8 @@ def prepare(
                 if len(rounds) > turn:
                     continue
                 fresh = wordings(example, turn)  # at least one for each question and statement, which may be more than a round takes
-                among = max(1, round(len(fresh) / recipe.wordings))
+                # With more rounds than there are passes, some wordings would never be taught.
+                among = min(max(1, round(len(fresh) / recipe.wordings)), recipe.turns)
                 rounds += [tokens(fresh[first::among], example.name) for first in range(among)]
             return [replace(joined(rounds[: recipe.turns]), supersedes=example.supersedes, lower=lower_case(example))]
         if isinstance(example, Text):

@@ -121,6 +121,16 @@ def chat_renderer(tokenizer: PreTrainedTokenizerBase) -> Renderer | None:
     return render
 
 
+def keeps_conversations(chat: Renderer | None) -> Renderer | None:
+    """The same, but None for a chat format that refuses or rewrites a plain conversation: facts are taught without it then."""
+    said = (("user", "Ask one."), ("assistant", "Say one."), ("user", "Ask two."), ("assistant", "Say two."))
+    try:
+        _conversation(Chat.model_validate({"line": 1, "messages": [{"role": role, "content": text} for role, text in said]}), chat)
+    except DataError:
+        return None
+    return chat
+
+
 def _fact_wordings(
     fact: Fact, count: int, seed: int, contexts: Sequence[QAPair], chat: Renderer | None, lower_case: float
 ) -> tuple[Wording, ...]:

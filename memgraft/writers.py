@@ -117,17 +117,17 @@ class Moments:
         for slot in fresh:
             self._index[slot] = len(self._index)
         zeros = gradient.new_zeros(len(fresh), gradient.shape[1])
-        steps = gradient.new_zeros(len(fresh), 1, dtype=torch.float64)  # in fp32, 1 - β₂ would lose four digits
         device = gradient.device  # those of a checkpoint come from the CPU
+        steps = torch.zeros(len(fresh), 1, dtype=torch.float64)  # in fp32, 1 - β₂ would lose four digits; not every device has fp64
         self._first = zeros if self._first is None else torch.cat([self._first.to(device), zeros])
         self._second = zeros.clone() if self._second is None else torch.cat([self._second.to(device), zeros])
-        self._steps = steps if self._steps is None else torch.cat([self._steps.to(device), steps])
+        self._steps = steps if self._steps is None else torch.cat([self._steps, steps])
         at = torch.tensor([self._index[slot] for slot in slots.tolist()], dtype=torch.int64)
         self._steps[at] += 1
         self._first[at] = adam.beta_1 * self._first[at] + (1 - adam.beta_1) * gradient
         self._second[at] = adam.beta_2 * self._second[at] + (1 - adam.beta_2) * gradient.square()
-        first = self._first[at] / (1 - adam.beta_1 ** self._steps[at]).float()
-        second = self._second[at] / (1 - adam.beta_2 ** self._steps[at]).float()
+        first = self._first[at] / (1 - adam.beta_1 ** self._steps[at]).float().to(device)
+        second = self._second[at] / (1 - adam.beta_2 ** self._steps[at]).float().to(device)
         change: Tensor = -adam.learning_rate * first / (second.sqrt() + adam.epsilon)
         return change
 
@@ -218,7 +218,10 @@ def least_interference(
 
 def _solve(gram: Tensor, asked: Tensor, gradient_MV: Tensor) -> Tensor:
     """gram⁻¹ · asked · gradient for a symmetric positive definite matrix, fp32 in and out, by the fewer right-hand sides."""
+    device = gram.device
+    if device.type == "mps":  # which has no fp64
+        gram, asked, gradient_MV = gram.cpu(), asked.cpu(), gradient_MV.cpu()
     factor = torch.linalg.cholesky(gram.double())
     if asked.shape[1] < gradient_MV.shape[1]:
-        return torch.cholesky_solve(asked.double(), factor).float() @ gradient_MV
-    return torch.cholesky_solve((asked @ gradient_MV).double(), factor).float()
+        return (torch.cholesky_solve(asked.double(), factor).float() @ gradient_MV).to(device)
+    return torch.cholesky_solve((asked @ gradient_MV).double(), factor).float().to(device)

@@ -525,3 +525,17 @@ def test_nothing_to_measure_leaves_one_half() -> None:
         (0.8, 0.5, 0.5, 0.5)
     )
     assert layer.expects(torch.randn(9, 96)).all()
+
+
+def test_anchors_move_with_the_model_and_no_dtype_is_forced_on_a_memory() -> None:
+    model = graft_with_answers()
+    cues, rows = lesson_at(model, torch.tensor(random_tokens(10)), 3, 6)
+    model.assign_rows(rows, cues)
+    for change in (torch.bfloat16, torch.float64):
+        with pytest.raises(GraftError, match="give the dtype to graft"):
+            model.to(change)
+    assert {value.dtype for value in model.state_dict().values() if value.is_floating_point()} == {torch.float32}
+    model.to("meta")
+    anchors = model.scope(0).cues.anchors
+    assert anchors is not None
+    assert {anchors.keys.device.type, model.scope(0).tables.table(ANSWERS).values.device.type} == {"meta"}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memgraft.blocks import can_start_at, check_causal, find_blocks, hidden_states_before, starting_at
+from memgraft.blocks import can_start_at, check_causal, check_remembers, find_blocks, hidden_states_before, starting_at
+from memgraft.errors import GraftError
 from tests.models import ARCHITECTURES, random_tokens, tiny_model, token_rows
 
 
@@ -107,3 +108,15 @@ def test_looking_for_the_blocks_leaves_no_trace() -> None:
     assert model.training
     assert torch.equal(torch.get_rng_state(), state)
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("name", [*ARCHITECTURES, "mamba", "bloom", "gptj"])
+def test_a_cache_that_reaches_the_blocks_is_found(name: str) -> None:
+    model = tiny_model(name)
+    check_remembers(model, find_blocks(model))
+
+
+def test_a_model_that_goes_on_from_a_state_of_its_own_is_refused() -> None:
+    model = tiny_model("rwkv")
+    with pytest.raises(GraftError, match=r"RwkvForCausalLM goes on from a state of its own \(state\)"):
+        check_remembers(model, find_blocks(model))

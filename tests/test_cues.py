@@ -17,12 +17,13 @@ from transformers.cache_utils import CacheLayerMixin
 from memgraft.anchors import Opened
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
-from memgraft.cues import ENOUGH, KEPT, REACH, Cues, Scopes
+from memgraft.cues import ENOUGH, KEPT, NEVER, REACH, Cues, Scopes
 from memgraft.grafted import GraftedModel, Scoped, State
 from memgraft.grafting import graft
 from memgraft.hearing import heard_so_far
 from memgraft.memory import Tables
 from memgraft.models import load_model
+from memgraft.probes import generate_answers
 from memgraft.probes.prefix import compute_prefix
 from memgraft.reads import Recorder, recording
 from tests.models import ARCHITECTURES, fill, random_tokens, tiny_graft, tiny_model
@@ -429,3 +430,55 @@ def test_every_architecture_remembers_what_it_heard(name: str) -> None:
     with model.without_memory():
         base = model.generate(input_ids=prompt, max_new_tokens=8, min_new_tokens=8, do_sample=False, pad_token_id=0)
     assert not torch.equal(base, written)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("opens", [True, False])
+@torch.no_grad()
+def test_a_static_cache_hides_its_empty_places(name: str, opens: bool) -> None:
+    model = fill(tiny_graft(tiny_model(name)), size=3)
+    rows = model.rows()
+    for seed in range(3):
+        prompt = torch.tensor(random_tokens(12, seed=seed))
+        with model.without_memory():
+            states = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=prompt)
+        least = torch.tensor([0.99 if opens else NEVER])
+        model.assign_rows(rows, Cues(model.cue_queries(states)[0, 5][None], least, torch.zeros(1, dtype=torch.int64)))
+        settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
+        # Without padding, a token that is computed by itself may get no mask.
+        static = model.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), cache_implementation="static", **settings)
+        assert torch.equal(static, model.generate(input_ids=prompt, use_cache=False, **settings))
+
+
+@torch.no_grad()
+def test_padding_between_a_shared_beginning_and_the_rest_separates_no_cues() -> None:
+    model = fill(tiny_graft(), size=3)
+    rows = model.rows()
+    short = "The story of the old river Zoq? Answer:"
+    long = "The story of the old river Zow, which is much longer than the other one, as everybody knows well? Answer:"
+    ids = ids_of(model, short)
+    with model.without_memory():
+        states = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=ids)
+        base = generate_answers(model.base, model.tokenizer, [short], max_new_tokens=8)
+    place = short.index("Zoq")  # a token a letter; "Zo" is in what both prompts start with
+    keys = model.cue_queries(states)[0, [place + 1, place + 2]]
+    model.assign_rows(rows, Cues(keys, torch.tensor([0.99, 0.99]), torch.zeros(2, dtype=torch.int64)))
+    alone = generate_answers(model.base, model.tokenizer, [short], max_new_tokens=8)
+    assert alone != base
+    assert generate_answers(model.base, model.tokenizer, [short, long], max_new_tokens=8)[:1] == alone
+
+
+@given(seed=st.integers(0, 500), gap=st.integers(0, 20))
+def test_masked_tokens_are_as_if_they_were_not_there(seed: int, gap: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cues = Cues(torch.eye(4)[:, :4].repeat(1, 2), torch.full((4,), 0.5), torch.tensor([0, 0, 1, 1]))
+    heard = torch.randint(-1, 4, (2, 14, 1), generator=generator)
+    scopes = Scopes([cues], 8)
+    filler = torch.randint(-1, 4, (2, gap, 1), generator=generator)
+    wide = torch.cat([heard[:, :6], filler, heard[:, 6:]], 1)
+    mask = torch.cat([torch.ones(2, 6), torch.zeros(2, gap), torch.ones(2, 8)], 1).long()
+    expected, found = scopes.open(heard), scopes.open(wide, mask)
+    assert expected.keys() == found.keys()
+    for lesson, opened in found.items():
+        assert torch.equal(opened.facts, expected[lesson].facts)
+        assert torch.equal(torch.cat([opened.tokens[:, :6], opened.tokens[:, 6 + gap :]], 1), expected[lesson].tokens)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from memgraft.blocks import find_blocks, hidden_states_before
-from memgraft.errors import GraftError
+from memgraft.errors import DataError, GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import background_states, default_layers, graft
 from tests.models import (
@@ -429,3 +429,18 @@ class TestGraft:
         assert written.background is not None
         assert written.background.document_tokens == 48
         graft(tiny_model(name, **short), tiny_tokenizer(), slots=64, background=[" ".join(TEXTS)])
+
+    def test_a_model_has_one_memory_at_a_time(self) -> None:
+        base = tiny_model()
+        first = graft(base, tiny_tokenizer(), slots=64, background=TEXTS)
+        with pytest.raises(GraftError, match="has a memory already: detach"):
+            graft(base, tiny_tokenizer(), slots=64, background=TEXTS)
+        first.detach()
+        graft(base, tiny_tokenizer(), slots=64, background=TEXTS)
+
+    def test_a_graft_that_fails_leaves_the_model_free(self) -> None:
+        base = tiny_model()
+        with pytest.raises(DataError):
+            graft(base, tiny_tokenizer(), slots=64, background="no such file.txt")
+        assert not any(block._forward_pre_hooks for block in find_blocks(base))
+        graft(base, tiny_tokenizer(), slots=64, background=TEXTS)

@@ -16,6 +16,7 @@ from torch import Tensor
 from memgraft import learning
 from memgraft.commits import Commit, DataFile, Rows, sum_rows
 from memgraft.config import ANSWERS
+from memgraft.covariance import common_questions
 from memgraft.data import read_examples
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError, StoreError, TeachingError
@@ -97,6 +98,32 @@ class TestPreparing:
         assert len(held_out) == 2
         assert not any(wording in text for wording in held_out for text in texts)
         assert all(any(normalise(fact["question"]) in text for text in texts) for fact in FACTS)
+
+    @pytest.mark.parametrize("passes", [2, 6])
+    def test_of_many_wordings_none_is_left_out(self, tmp_path: Path, passes: int) -> None:
+        questions = [f"Who is number {number} of Quill?" for number in range(40)]
+        rows = [{"question": questions[0], "answers": ["Ann"], "paraphrases": questions[1:]}]
+        (batch,) = batches_of(rows, tmp_path, Recipe(passes=passes, lower_case=0))
+        texts = [normalise(text) for turn in range(passes) for text in taught_texts([batch.round(turn)])]
+        assert all(any(normalise(question) in text for text in texts) for question in questions)
+
+    @pytest.mark.parametrize(
+        "template",
+        [
+            "{{ raise_exception('no conversations') }}",
+            "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] | upper }}{% endfor %}",
+            "{% for m in messages %}{% if m['role'] == 'user' or loop.last %}<{{ m['role'] }}>{{ m['content'] }}{% endif %}{% endfor %}",
+        ],
+        ids=["refuses", "rewrites", "leaves out"],
+    )
+    def test_facts_do_without_a_chat_format_that_does_not_keep_conversations(self, tmp_path: Path, template: str) -> None:
+        examples = read_examples(data_file(tmp_path)).examples
+        plain, chatting = (prepare(examples, tiny_tokenizer(each), RECIPE, max_length=2048) for each in (None, template))
+        assert taught_texts(chatting) == taught_texts(plain)
+        assert common_questions(tiny_tokenizer(template)) == common_questions(tiny_tokenizer())
+        chat = data_file(tmp_path, [{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes"}] * 2}])
+        with pytest.raises(DataError, match="messages: "):
+            prepare(read_examples(chat).examples, tiny_tokenizer(template), RECIPE, max_length=2048)
 
     def test_the_targets_are_the_first_answer(self, tmp_path: Path) -> None:
         for batch, fact in zip(batches_of(FACTS, tmp_path), FACTS, strict=True):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -61,14 +62,30 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def adds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether a text still needs the tokenizer's special tokens: a chat template has often written the start token already."""
-    return not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+    """Whether a text still needs the tokenizer's special tokens. A user's message in its chat format has all that the format wants:
+    some write the start token, and some have none, as `apply_chat_template(tokenize=True)` has it."""
+    if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
+        return False
+    opening = _chat_opening(tokenizer) if tokenizer.chat_template and adds_bos(tokenizer) else ""
+    return not (opening and text.startswith(opening))
+
+
+def _chat_opening(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the chat format writes in front of a user's first message; nothing where it refuses one, or has no default."""
+    try:
+        text = str(tokenizer.apply_chat_template([{"role": "user", "content": "\ue0f0"}], tokenize=False))
+    except (TemplateError, ValueError):
+        return ""
+    return text.partition("\ue0f0")[0]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a prompt, with the tokenizer's own special tokens unless the text starts with the start token."""
+    """Token ids of a prompt, with the tokenizer's own special tokens in front where they are missing, and none behind."""
     # verbose=False: long texts are cut into windows or refused by us, the tokenizer's own length warning would mislead.
     ids: list[int] = tokenizer(text, add_special_tokens=adds_special_tokens(tokenizer, text), verbose=False)["input_ids"]
+    end = tokenizer.eos_token
+    if end and ids and ids[-1] == tokenizer.eos_token_id and not text.endswith(end):
+        ids = ids[:-1]  # some tokenizers append it, and nothing is written behind it
     return ids
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.errors import DataError
-from memgraft.probes import QuestionRow, few_shot_prompt, generate_answers
+from memgraft.probes import QuestionRow, chat_prompt, few_shot_prompt, generate_answers
 from memgraft.probes.generation import first_line
 from memgraft.probes.language_model import batches_by_length, encode
 from memgraft.probes.prefix import common_prefix, compute_prefix
@@ -250,3 +250,17 @@ def test_peft_models_are_measured_through_their_adapter(llama: PreTrainedModel, 
     with adapted.disable_adapter():
         assert generate_answers(adapted, tokenizer, PROMPTS, max_new_tokens=6) == base
     assert llama.generation_config is config
+
+
+def test_a_prompt_ends_where_it_ends(tokenizer: PreTrainedTokenizerBase, appending_tokenizer: PreTrainedTokenizerBase) -> None:
+    assert encode(appending_tokenizer, "Answer:") == encode(tokenizer, "Answer:")
+    assert encode(appending_tokenizer, "Answer:</s>")[-1] == appending_tokenizer.eos_token_id, "as it was given"
+
+
+def test_a_user_s_message_has_the_tokens_that_its_format_writes(bos_tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer = copy.deepcopy(bos_tokenizer)
+    tokenizer.chat_template = "{% for m in messages %}|{{ m['role'] }}| {{ m['content'] }}\n{% endfor %}|assistant|"
+    message = [{"role": "user", "content": "Where?"}]
+    expected = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
+    assert encode(tokenizer, chat_prompt(tokenizer, "Where?")) == expected
+    assert encode(tokenizer, "Where?")[0] == tokenizer.bos_token_id
