@@ -194,6 +194,7 @@ class Scopes:
 
     def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None) -> dict[int, Opened]:
         """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there."""
+        mask_BT = None if mask_BT is None else mask_BT.to(heard_BTM.device)
         if mask_BT is not None and mask_BT.shape == heard_BTM.shape[:2] and bool((mask_BT.int().diff(dim=1) < 0).any()):
             # Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
             order_BT = mask_BT.bool().int().argsort(dim=1, stable=True)

@@ -89,7 +89,6 @@ def parse_examples(stream: BinaryIO, path: Path) -> ExampleSet:
         else:
             examples.append(example)
     _check_held_out(examples, problems)
-    _check_supersedes(examples, ids, problems)
     problems.raise_if_any()
     if not examples:
         raise DataError(f"{path}: no examples in the file: {'expected some text' if plain else _EXPECTED_ROW}")
@@ -284,16 +283,6 @@ def _check_held_out(examples: Sequence[Example], problems: _Problems) -> None:
                 if line is not None:
                     problems.add(example.line, f"held_out[{index}]", f"expected a wording that is never taught, line {line} teaches it")
                     break
-
-
-def _check_supersedes(examples: Sequence[Example], ids: Mapping[str, int], problems: _Problems) -> None:
-    """Reports facts that replace one of the same file: both would be taught, and both be read."""
-    for example in examples:
-        old = example.supersedes if isinstance(example, Fact) else None
-        if old is not None and old in ids:
-            problems.add(
-                example.line, "supersedes", f"expected a fact that was taught before, not that of line {ids[old]}; leave that line out"
-            )
 
 
 def _taught(example: Example) -> Iterator[str]:

@@ -116,7 +116,7 @@ class GraftedModel(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraftedModel:
         """As every module's, which .to() and its like call: to another device, and not to another dtype."""
-        if fn(torch.zeros(1)).dtype != torch.float32:
+        if any(fn(torch.zeros(1, dtype=dtype)).dtype != dtype for dtype in (torch.float32, self.base.dtype)):
             raise GraftError("a memory stays in float32 and is fitted to its model's own dtype: give the dtype to graft() or load()")
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for number in range(len(self.scoped)):

@@ -197,6 +197,8 @@ def learn(
             f"save it in a file first where it comes from a pipe, which can be read only once"
         )
     batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
+    if not again:
+        check_supersedes(examples.examples, path=examples.path)
     if not again and recipe.scope != "everywhere":
         check_open(model, examples.examples, path=examples.path)
     keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
@@ -252,6 +254,16 @@ def resolved(recipe: Recipe, model: GraftedModel, examples: Sequence[Example]) -
     What is read at anchors is known once cues are found, for which wordings must be there: facts count as such before.
     """
     return recipe.resolved(at_anchors=model.answers is not None and all(isinstance(example, Fact) for example in examples))
+
+
+def check_supersedes(examples: Sequence[Example], *, path: str | None = None) -> None:
+    """DataError, with its place, for a fact that is to replace one of the same lesson: both would be taught, and both be read."""
+    lines = {example.id: example.line for example in examples}
+    for example in examples:
+        old = example.supersedes if isinstance(example, Fact) else None
+        if old is not None and old in lines:
+            with _errors_at(f"{path}:{example.line}" if path else example.name):
+                raise DataError(f"supersedes: expected a fact of an earlier lesson, {old!r} is that of line {lines[old]}; leave that out")
 
 
 def check_open(model: GraftedModel, examples: Sequence[Example], *, path: str | None = None) -> None:

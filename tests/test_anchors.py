@@ -531,6 +531,8 @@ def test_anchors_move_with_the_model_and_no_dtype_is_forced_on_a_memory() -> Non
     model = graft_with_answers()
     cues, rows = lesson_at(model, torch.tensor(random_tokens(10)), 3, 6)
     model.assign_rows(rows, cues)
+    with pytest.raises(GraftError, match="give the dtype to graft"):
+        tiny_graft(tiny_model(dtype=torch.bfloat16)).float()
     for change in (torch.bfloat16, torch.float64):
         with pytest.raises(GraftError, match="give the dtype to graft"):
             model.to(change)

@@ -182,12 +182,6 @@ def test_a_bad_row_is_named_by_line_field_and_what_was_expected(tmp_path, row, e
     message.encode()  # can be printed
 
 
-def test_a_fact_of_the_same_file_is_not_superseded(tmp_path):
-    rows = [{"question": "Who?", "answers": "x", "id": "a"}, {"question": "Who?", "answers": "y", "id": "b", "supersedes": "a"}]
-    message = fault(tmp_path, "".join(json.dumps(row) + "\n" for row in rows))
-    assert message == "FILE:2: supersedes: expected a fact that was taught before, not that of line 1; leave that line out"
-
-
 def test_bytes_that_are_not_utf8_are_named_by_line_and_offset_in_the_file(tmp_path):
     message = fault(tmp_path, b'\xef\xbb\xbf{"text": "a"}\r\n{"text": "caf\xe9"}\n')
     assert message == "FILE:2: row: expected UTF-8, got byte 0xe9 at byte offset 31"

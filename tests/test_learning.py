@@ -125,6 +125,13 @@ class TestPreparing:
         with pytest.raises(DataError, match="messages: "):
             prepare(read_examples(chat).examples, tiny_tokenizer(template), RECIPE, max_length=2048)
 
+    def test_a_fact_of_the_same_file_is_not_superseded(self, tmp_path: Path) -> None:
+        file = data_file(tmp_path, [*FACTS, *LATER])
+        with pytest.raises(
+            DataError, match=rf"^{file}:4: supersedes: expected a fact of an earlier lesson, 'head' is that of line 1; leave"
+        ):
+            learn(grafted(), file, message="both", recipe=RECIPE)
+
     def test_the_targets_are_the_first_answer(self, tmp_path: Path) -> None:
         for batch, fact in zip(batches_of(FACTS, tmp_path), FACTS, strict=True):
             learned = {str(tiny_tokenizer().decode(ids[marks])) for ids, marks in zip(batch.input_ids, batch.targets, strict=True)}

@@ -28,10 +28,17 @@ def import_peft() -> Any:
 @contextmanager
 def adapted(model: PreTrainedModel, config: Any, seed: int) -> Iterator[PeftModel]:
     """Within, a fresh adapter is inside the model, its weights drawn with the seed; on any way out it is out again."""
-    peft = import_peft()
+    peft, modules = import_peft(), dict(model.named_modules())
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        tuned = cast("PeftModel", peft.get_peft_model(model, config))
+        try:
+            tuned = cast("PeftModel", peft.get_peft_model(model, config))
+        except BaseException:  # a kind of layer that the method can't take, after some that it can
+            for name, module in modules.items():
+                parent, _, own = name.rpartition(".")
+                if own:
+                    modules[parent]._modules[own] = module
+            raise
     try:
         yield tuned
     finally:

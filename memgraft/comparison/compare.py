@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, OWN
 from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.data import ExampleSet
-from memgraft.errors import DataError, MeasureError, TeachingError
+from memgraft.errors import DataError, MeasureError, MemgraftError, TeachingError
 from memgraft.examples import Fact
 from memgraft.probes import QAProbe, QuestionRow, measure
 
@@ -128,9 +130,13 @@ def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probe
     run = {"method": name, "settings": settings(method), "seed": lesson.seed, "facts": len(lesson.facts)}
     try:
         return {**run, **_measured(workshop, method, lesson, probes)}
-    except (TeachingError, MeasureError) as error:
-        if name in (BASE, MEMORY):  # nothing to compare with; what is wrong is the data or the model
+    except Exception as error:
+        ours = isinstance(error, MemgraftError)
+        # Without the memory or the base there is nothing to compare with; a package that is missing is said before anything is taught.
+        if name in (BASE, MEMORY) or (ours and not isinstance(error, TeachingError | MeasureError | DataError)):
             raise
+        if workshop.base.device.type == "cuda":
+            torch.cuda.empty_cache()
         return {**run, **failed(error)}
 
 

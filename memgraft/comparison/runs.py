@@ -27,9 +27,12 @@ def run_id(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(recipe)).hexdigest()[:16]
 
 
-def failed(error: MemgraftError) -> dict[str, Any]:
+def failed(error: Exception) -> dict[str, Any]:
     """What a run has instead of figures where teaching or measuring broke down: settings can be too bold, which is a result too."""
-    return {"failed": str(error)}
+    if isinstance(error, MemgraftError):
+        return {"failed": str(error)}
+    first, *_ = str(error).splitlines() or [""]
+    return {"failed": f"{type(error).__name__}: {first}"}
 
 
 def read_runs(path: Path) -> dict[str, dict[str, Any]]:

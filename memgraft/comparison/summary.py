@@ -15,6 +15,7 @@ from memgraft.comparison.fronts import Outcome, at_equal_learning, front
 from memgraft.comparison.methods import described, method_of
 from memgraft.errors import MemgraftError
 from memgraft.probes import Interval, mean_interval, paired_bootstrap
+from memgraft.probes.intervals import resampled_sums
 
 Run = Mapping[str, Any]
 Vector = NDArray[np.float64]
@@ -92,8 +93,7 @@ class Pool:
         if self.metric not in SCORED:
             return fields(paired_bootstrap(change.before.tolist(), change.after.tolist(), self.weights.tolist()))
         estimate, count = self.forgotten(change), len(self.weights)
-        drawn = np.random.default_rng(0).integers(count, size=(4000, count))
-        before, after = ((values * self.weights)[drawn].sum(1) for values in (change.before, change.after))
+        before, after = resampled_sums([change.before * self.weights, change.after * self.weights], 4000, seed=0)
         drops = (before[before > 0] - after[before > 0]) / before[before > 0]
         low, high = np.quantile(drops, [0.025, 0.975]) if len(drops) else (estimate, estimate)
         return {"mean": round(estimate, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": count}
@@ -104,7 +104,7 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
 
     Raises MemgraftError for a run without one of the base where numbers are rounded as there: every change would carry the difference.
     """
-    bases = {arithmetic_of(run): run for run in reversed(runs) if run["method"] == BASE}
+    bases = {arithmetic_of(run): run for run in reversed(runs) if run["method"] == BASE and "failed" not in run}
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(repr((run["method"], sorted(run["settings"].items(), key=lambda item: item[0]))), []).append(run)
@@ -117,6 +117,8 @@ def grouped(runs: Sequence[Run]) -> list[Setting]:
                 f"{missing[0]['method']}, seed {missing[0]['seed']}: no run of the base whose numbers are rounded alike "
                 f"(arithmetic {arithmetic_of(missing[0])}); run the base on that machine too"
             )
+        if group[0]["method"] == BASE:  # once a seed: on other machines it is what other runs are compared with
+            group = list({run["seed"]: run for run in reversed(group)}.values())
         in_order = tuple(sorted(group, key=lambda run: run["seed"]))
         found.append(Setting(group[0]["method"], group[0]["settings"], in_order, tuple(bases[arithmetic_of(run)] for run in in_order)))
     return found
@@ -163,7 +165,7 @@ def summarise(runs: Sequence[Run], chosen: Mapping[str, Any] | None = None) -> d
         runs: of one split, the base's among them.
         chosen: the memory's settings at which rivals are compared with it, chosen on other runs; by default these runs' best.
     """
-    if not any(run["method"] == BASE for run in runs):
+    if not any(run["method"] == BASE and "failed" not in run for run in runs):
         return {}
     settings = grouped(runs)
     base = next(setting for setting in settings if setting.method == BASE)

@@ -21,7 +21,11 @@ def few_shot_prompt(question: str, shots: Sequence[QuestionRow], context: str = 
     return "".join(examples) + (f"{context}\n" if context else "") + f"Question: {question}\nAnswer:"
 
 
-def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+class ChatPrompt(str):
+    """A prompt that a chat format wrote, special tokens included: a tokenizer adds none to it."""
+
+
+def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> ChatPrompt:
     """The question as a user's only message in the tokenizer's chat format, up to where the model answers.
 
     Raises DataError if the tokenizer has no chat template.
@@ -29,8 +33,7 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, question: str) -> str:
     if not tokenizer.chat_template:
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} has no chat template: ask with few_shot_prompt instead")
     prompt = tokenizer.apply_chat_template([{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False)
-    assert isinstance(prompt, str)
-    return prompt
+    return ChatPrompt(prompt)
 
 
 @cache

@@ -72,10 +72,17 @@ def paired_bootstrap(
 
 
 def _resampled_means(v: NDArray[np.float64], w: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
-    rng = np.random.default_rng(seed)
-    wv, means = w * v, np.empty(resamples)
-    step = max(1, _CELLS // len(v))
+    sums, weights = resampled_sums([w * v, w], resamples, seed)
+    return sums / weights
+
+
+def resampled_sums(columns: Sequence[NDArray[np.float64]], resamples: int, seed: int) -> list[NDArray[np.float64]]:
+    """The sum of each column over items drawn with replacement, the same items of all columns, `resamples` times."""
+    rng, count = np.random.default_rng(seed), len(columns[0])
+    sums = [np.empty(resamples) for _ in columns]
+    step = max(1, _CELLS // count)
     for start in range(0, resamples, step):
-        drawn = rng.integers(len(v), size=(min(step, resamples - start), len(v)))
-        means[start : start + step] = wv[drawn].sum(1) / w[drawn].sum(1)
-    return means
+        drawn = rng.integers(count, size=(min(step, resamples - start), count))
+        for column, summed in zip(columns, sums, strict=True):
+            summed[start : start + step] = column[drawn].sum(1)
+    return sums

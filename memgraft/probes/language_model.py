@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
-from jinja2 import TemplateError
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.errors import DataError
+from memgraft.probes.frames import ChatPrompt
 
 
 @contextmanager
@@ -62,21 +62,8 @@ def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
 
 
 def adds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
-    """Whether a text still needs the tokenizer's special tokens. A user's message in its chat format has all that the format wants:
-    some write the start token, and some have none, as `apply_chat_template(tokenize=True)` has it."""
-    if tokenizer.bos_token and text.startswith(tokenizer.bos_token):
-        return False
-    opening = _chat_opening(tokenizer) if tokenizer.chat_template and adds_bos(tokenizer) else ""
-    return not (opening and text.startswith(opening))
-
-
-def _chat_opening(tokenizer: PreTrainedTokenizerBase) -> str:
-    """What the chat format writes in front of a user's first message; nothing where it refuses one, or has no default."""
-    try:
-        text = str(tokenizer.apply_chat_template([{"role": "user", "content": "\ue0f0"}], tokenize=False))
-    except (TemplateError, ValueError):
-        return ""
-    return text.partition("\ue0f0")[0]
+    """Whether a text still needs the tokenizer's special tokens: what a chat format wrote has them, or wants none."""
+    return not (isinstance(text, ChatPrompt) or (tokenizer.bos_token and text.startswith(tokenizer.bos_token)))
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.errors import DataError
+from memgraft.probes.frames import ChatPrompt
 from memgraft.probes.language_model import (
     TokenRows,
     accepts,
@@ -220,7 +221,8 @@ def _encode_answer(tokenizer: PreTrainedTokenizerBase, prompt: str, answer: str)
         raise DataError(f"the tokenizer {tokenizer.name_or_path!r} gives no character offsets: load it with use_fast=True")
     joined = prompt if not prompt or prompt[-1].isspace() else prompt + " "
     text = joined + answer
-    encoding = tokenizer(text, add_special_tokens=adds_special_tokens(tokenizer, text), return_offsets_mapping=True, verbose=False)
+    special = adds_special_tokens(tokenizer, prompt if isinstance(prompt, ChatPrompt) else text)
+    encoding = tokenizer(text, add_special_tokens=special, return_offsets_mapping=True, verbose=False)
     ids, ends = encoding["input_ids"], [end for _, end in encoding["offset_mapping"]]
     scored = [index for index, end in enumerate(ends) if end > len(prompt)]
     if not scored or scored[0] == 0:

@@ -128,7 +128,7 @@ def _measure_qa(
     context: Context | None,
 ) -> Scores:
     if probe.frame == "chat":
-        prompts = [chat_prompt(tokenizer, row.question) for row in probe.questions]
+        prompts: Sequence[str] = [chat_prompt(tokenizer, row.question) for row in probe.questions]
     else:
         prompts = few_shot_prompts(probe.questions, probe.shots, shots, context)
     predictions = generate_answers(model, tokenizer, prompts, max_new_tokens=probe.max_new_tokens)

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from memgraft.baselines import SGD, Full
+from memgraft.baselines import OSF, SGD, Full, LoRA, SHiRA
 from memgraft.cli import main
 from memgraft.comparison.compare import run_comparison
+from memgraft.comparison.methods import AnyMethod
 from memgraft.comparison.summary import summarise
 from memgraft.comparison.workshop import Workshop
 from memgraft.examples import Fact
@@ -125,3 +126,23 @@ def test_settings_that_break_down_are_named_and_not_tried_again(tmp_path: Path) 
     assert ["failed" in run for run in first] == [False, True, False]
     assert summarise(first)["failed"][0]["label"] == "sgd lr 1e+30, 3 passes"
     assert runs() == first
+
+
+@pytest.mark.parametrize("method", [OSF(passes=1), SHiRA(passes=1)], ids=["osf", "shira"])
+def test_a_rival_that_can_t_take_a_model_is_named_and_the_others_run(tmp_path: Path, method: AnyMethod) -> None:
+    base = tiny_model("gpt2")  # whose layers are Conv1D
+    workshop = Workshop(base, tiny_tokenizer(), backgrounds={}, background_tokens=64)
+    before = [(name, type(module)) for name, module in base.named_modules()]
+    run = run_comparison(
+        workshop,
+        [Fact(line=1, question="Who made Ox?", answers=("Ann",))],
+        [TextProbe(name="prose", texts=("Some prose that must stay.",))],
+        {"rival": [method], "lora": [LoRA(rank=2, passes=1)]},
+        runs_path=tmp_path / "runs.jsonl",
+        identity={},
+        seconds=3600,
+        wordings=2,
+    )
+    assert ["failed" in each for each in run.runs] == [False, True, False]
+    assert "Error: " in run.runs[1]["failed"]
+    assert [(name, type(module)) for name, module in base.named_modules()] == before

@@ -90,6 +90,7 @@ def test_each_run_is_compared_with_the_base_where_numbers_are_rounded_alike() ->
     other_base = there(run(Base(), [0.0, 0.0], [1.0, 1.0, 0.5, 0.0], [3.5, 2.0]))  # the same model answers one more question there
     other = there(run(Memory(), [1.0, 0.2], [1.0, 1.0, 0.25, 0.0], [3.6, 2.0], seed=1))
     base, memory = summarise([BASE, MEMORY, other_base, other])["settings"]
+    assert (base["seeds"], base["learned_f1"]["n"]) == ([0], 2), "asked on two machines, it is still one run"
     assert base["forgotten"]["qa_f1"]["mean"] == 0
     assert memory["forgotten"]["qa_f1"]["mean"] == pytest.approx(0.25 / 2.25)
     assert memory["forgotten"]["text_nll"]["mean"] == pytest.approx(0.1 * 3 / 4), "not moved by how the machines differ"

@@ -263,4 +263,4 @@ def test_a_user_s_message_has_the_tokens_that_its_format_writes(bos_tokenizer: P
     message = [{"role": "user", "content": "Where?"}]
     expected = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=True, return_dict=False)
     assert encode(tokenizer, chat_prompt(tokenizer, "Where?")) == expected
-    assert encode(tokenizer, "Where?")[0] == tokenizer.bos_token_id
+    assert encode(tokenizer, str(chat_prompt(tokenizer, "Where?")))[0] == tokenizer.bos_token_id, "any other text has the start token"
