@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memgraft.data import read_examples
 from memgraft.errors import DataError, GraftError
 from memgraft.examples import Text
-from memgraft.probes.language_model import context_length, evaluating
+from memgraft.probes.language_model import context_length, encode, evaluating
 from memgraft.wordings import chat_renderer
 
 SHORTEST = 16  # tokens of a document that the model wrote; shorter ones are left out
@@ -162,7 +162,8 @@ def write_background(
             chat = [bool(chats) and i % 4 == 3 for i in range(count)]
             prompts = [rng.choice(chats) if is_chat else rng.choice(openings) for is_chat in chat]
             rows = [
-                tokenizer(prompt, add_special_tokens=not is_chat).input_ids or [tokenizer.bos_token_id]
+                (tokenizer(prompt, add_special_tokens=False).input_ids if is_chat else encode(tokenizer, prompt))
+                or [tokenizer.bos_token_id]
                 for prompt, is_chat in zip(prompts, chat, strict=True)
             ]
             width = max(map(len, rows))
