@@ -89,8 +89,10 @@ def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
         combined: list[Run] = []
         share: dict[str, dict[str, float]] = {}
         measured = [run for run in runs if run["split"] == split and "failed" not in run]
-        for base in (run for run in measured if run["method"] == BASE):
-            opens = opened_items(study, Choice(split, base["facts"], base["seed"]))
+        asked: dict[Choice, dict[str, list[bool]]] = {}
+        for base in (run for run in measured if run["method"] == BASE):  # one for each choice of facts and each way of rounding
+            choice = Choice(split, base["facts"], base["seed"])
+            opens = asked[choice] if choice in asked else asked.setdefault(choice, opened_items(study, choice))
             share[str(base["seed"])] = {probe: round(sum(each) / len(each), 4) for probe, each in opens.items()}
             combined.append(base)
             for run in measured:
