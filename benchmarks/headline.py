@@ -88,7 +88,7 @@ def recipe(summary: Mapping[str, Any]) -> str:
             [
                 f"{int(count):,} facts, one after the other, a lesson each",
                 f"F1 {stream['immediate_f1']:.3f} right after its lesson, {stream['f1']:.3f} at the end, {stream['earliest_f1']:.3f} of "
-                f"the first 100; F1 on other questions, lost: {100 * lost:.1f} %; answer NLL of NQ {probes['nq_open']['change']:+.4f}, "
+                f"the first 100; F1 on other questions, lost: {round(100 * lost, 1) + 0.0:.1f} %; answer NLL of NQ {probes['nq_open']['change']:+.4f}, "
                 f"text NLL {probes['wikitext']['change']:+.4f}",
             ]
         )
