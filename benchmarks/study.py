@@ -28,7 +28,7 @@ from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measur
 from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
 from memgraft.comparison.peak import highest
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
-from memgraft.comparison.summary import BASE, CONTROL, LEARNED, balance, fronts_of, grouped, pools, summarise
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, balance, fronts_of, grouped, pools, summarise
 from memgraft.comparison.workshop import Taught, Workshop, Written
 from memgraft.config import Config
 from memgraft.errors import MeasureError, MemgraftError, TeachingError
@@ -146,9 +146,23 @@ class Study:
             for run in itertools.chain(map(self.run_task, first), finished(others, jobs, self.run_task, make)):
                 append_run(self.runs_path, run)
                 runs[run["id"]] = run
-                self._summarise(done + self._found(runs, phase))
+                self._summarise(self._with_tested(runs, done + self._found(runs, phase)))
             done += self._found(runs, phase)
-        self._summarise(done)
+        self._summarise(self._with_tested(runs, done))
+
+    def _with_tested(self, runs: Mapping[str, dict[str, Any]], done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """These runs, and those on the test split of settings that were chosen before more was tuned: what was measured is shown."""
+        if self.name != "pareto" or not any(run["split"] == "test" for run in done):
+            return list(done)
+        tasks = [task for choice in self._test_choices() for task in self._tasks(choice, self.methods)]
+        known = {run["id"] for run in done}
+        order = [BASE, *self.methods]
+        return sorted(
+            [*done, *(run for run in self._found(runs, tasks) if run["id"] not in known)], key=lambda run: order.index(run["method"])
+        )
+
+    def _test_choices(self) -> list[Choice]:
+        return [Choice("test", self.sizes.test_facts, seed) for seed in range(self.sizes.test_seeds)]
 
     def _found(self, runs: Mapping[str, dict[str, Any]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
         """The runs of these tasks; those of the base from every machine."""
@@ -207,8 +221,7 @@ class Study:
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
         # The winners with all seeds, then what is next to them on the fronts: a study that is stopped has a verdict early.
         places = [{method: each[place : place + 1] for method, each in finalists.items()} for place in range(FINALISTS)]
-        choices = [Choice("test", self.sizes.test_facts, seed) for seed in range(self.sizes.test_seeds)]
-        tasks = (task for place in places for choice in choices for task in self._tasks(choice, place))
+        tasks = (task for place in places for choice in self._test_choices() for task in self._tasks(choice, place))
         yield list(dict.fromkeys(tasks))  # the base once a seed
 
     @staticmethod
@@ -300,10 +313,8 @@ class Study:
 
     def _summarise(self, runs: Sequence[dict[str, Any]]) -> None:
         by_split = {split: [run for run in runs if run["split"] == split] for split in ("test", "tuning")}
-        tuning = summarise(by_split["tuning"])
-        # Settings are chosen on the tuning split, the one at which rivals are compared among them.
-        chosen = tuning.get("at_equal_learning", {}).get("memory") if self.name == "pareto" else None
-        parts = {"test": summarise(by_split["test"], chosen), "tuning": tuning}
+        chosen = choose_tested(by_split["tuning"], by_split["test"]) if self.name == "pareto" else None
+        parts = {"test": summarise(by_split["test"], chosen), "tuning": summarise(by_split["tuning"])}
         summary = {
             "study": self.name,
             **self.identity,
@@ -329,6 +340,17 @@ def choose_finalists(runs: Sequence[dict[str, Any]], count: int) -> dict[str, li
         chosen.sort(key=lambda setting: setting is not outcomes[winner].of)
         finalists[method] = [method_of(dict(setting.settings)) for setting in chosen]
     return finalists
+
+
+def choose_tested(tuning: Sequence[dict[str, Any]], test: Sequence[dict[str, Any]]) -> Mapping[str, Any] | None:
+    """The memory's settings at which rivals are compared on the test split: the best on the tuning split of those that ran on both."""
+    tested = [run["settings"] for run in test if run["method"] == MEMORY and "failed" not in run]
+    tuned = grouped(tuning)
+    candidates = [setting for setting in tuned if setting.method == MEMORY and setting.settings in tested]
+    if not candidates:
+        return None
+    pooled = pools(next(setting for setting in tuned if setting.method == BASE))
+    return max(candidates, key=lambda setting: balance(setting, pooled)).settings
 
 
 def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:

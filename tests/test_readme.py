@@ -18,3 +18,13 @@ def test_readme_has_the_figures_of_the_results(study, make):
         pytest.skip("a source distribution has no results")
     summary = json.loads((ROOT / "results" / study / "summary.json").read_text(encoding="utf-8"))
     assert make(summary) in (ROOT / "README.md").read_text(encoding="utf-8"), "python -m benchmarks.headline results"
+
+
+def test_the_memory_stands_among_its_rivals_in_every_summary():
+    path = ROOT / "results" / "pareto" / "summary.json"
+    if not path.exists():
+        pytest.skip("a source distribution has no results")
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    for split in ("test", "tuning"):
+        assert "memory" in {setting["method"] for setting in summary[split]["settings"]}
+        assert summary[split]["at_equal_learning"]["rivals"]
