@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
+from benchmarks import study as studies
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.recipe import pooling
@@ -238,6 +239,33 @@ def test_a_study_gives_the_same_with_one_job_and_with_two(data: Path, model: Pat
     assert one == two
     summaries = [json.loads((tmp_path / jobs / "summary.json").read_text(encoding="utf-8")) for jobs in ("1", "2")]
     assert [each["method"] for each in summaries[0]["test"]["settings"]] == [each["method"] for each in summaries[1]["test"]["settings"]]
+
+
+def test_what_ran_on_the_test_split_stays_in_the_summary_when_other_settings_win(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = command(data, model, tmp_path / "pareto", "--methods", "memory")
+    assert pareto.main(arguments) == 0
+    runs, before = lines(tmp_path / "pareto" / "runs.jsonl"), json.loads((tmp_path / "pareto" / "summary.json").read_text())["test"]
+    monkeypatch.setattr(studies, "choose_finalists", lambda runs, count: {})
+    assert pareto.main(arguments) == 0
+    after = json.loads((tmp_path / "pareto" / "summary.json").read_text())["test"]
+    assert lines(tmp_path / "pareto" / "runs.jsonl") == runs
+    assert "memory" in {setting["method"] for setting in after["settings"]}
+    assert after == before
+
+
+def test_rivals_are_compared_at_the_best_on_the_tuning_split_of_what_ran_on_both(data: Path, model: Path, tmp_path: Path) -> None:
+    assert pareto.main(command(data, model, tmp_path / "pareto", "--methods", "memory")) == 0
+    runs = lines(tmp_path / "pareto" / "runs.jsonl")
+    tuning, test = ([run for run in runs if run["split"] == split] for split in ("tuning", "test"))
+    (ran,) = [run for run in test if run["method"] == "memory"]
+    better = {**next(run for run in tuning if run["settings"] == ran["settings"]), "id": "better"}
+    better["settings"] = {**better["settings"], "slots": 4096}
+    better["scores"] = {**better["scores"], "learned": {**better["scores"]["learned"], "values": [1.0] * 3}}
+    assert studies.choose_tested([*tuning, better], test) == ran["settings"]
+    assert studies.choose_tested([*tuning, better], [*test, {**ran, "settings": better["settings"]}]) == better["settings"]
+    assert studies.choose_tested(tuning, []) is None
 
 
 def test_where_numbers_are_rounded_otherwise_only_the_base_runs_again(
