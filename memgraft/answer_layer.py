@@ -134,7 +134,6 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
     generator = torch.Generator().manual_seed(seed)
     layer.goes_on_mean.copy_(token_mean)
     layer.goes_on_projection.copy_(token_whiten @ random_directions(tokens.shape[1], GOES_ON, generator))
-    layer.scale.fill_(tokens.norm(dim=-1).median())
     shares, alike = [], []
     for fold in range(FOLDS):
         out = begins.groups % FOLDS == fold

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
 from memgraft.errors import GraftError
@@ -162,6 +163,21 @@ def hidden_states_before(model: PreTrainedModel, blocks: nn.ModuleList, layer: i
         raise _Reached
 
     handle = blocks[layer].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
+    return _reach(model, handle, reached, inputs)
+
+
+def hidden_states_at_head(model: PreTrainedModel, **inputs: Tensor) -> Tensor:
+    """Hidden states (B, T, D) that the language-model head reads, after the last norm; no logit is computed. No gradient."""
+    reached: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        reached.append(args[0])
+        raise _Reached
+
+    return _reach(model, model.get_output_embeddings().register_forward_pre_hook(hook, prepend=True), reached, inputs)
+
+
+def _reach(model: PreTrainedModel, handle: RemovableHandle, reached: list[Tensor], inputs: dict[str, Tensor]) -> Tensor:
     try:
         with torch.no_grad():
             model(**inputs, use_cache=False)
@@ -199,6 +215,21 @@ def starting_at(blocks: nn.ModuleList, layer: int, hidden_states: Tensor) -> Ite
                 del block.forward
             else:
                 block.forward = forward
+
+
+@contextmanager
+def added_before(blocks: nn.ModuleList, layer: int, change: Tensor) -> Iterator[None]:
+    """Within, a change (B, T, D) is added to the hidden states that enter block `layer`."""
+
+    def add(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        hidden_states = hidden_states_of(args, kwargs)
+        return with_hidden_states(args, kwargs, (hidden_states.float() + change).to(hidden_states.dtype))
+
+    handle = blocks[layer].register_forward_pre_hook(add, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def can_start_at(model: PreTrainedModel, blocks: nn.ModuleList, layer: int) -> bool:
