@@ -36,7 +36,7 @@ class SGD(Config):
 
     name: Literal["sgd"] = "sgd"
     learning_rate: float = Field(
-        3.0, gt=0, description="step on a row, for the mean loss of a batch; reads are in units of the residual norm"
+        3.0, gt=0, description="step on a row, for the mean loss of a batch; reads are in units of the layer's scale"
     )
     max_norm: float | None = Field(None, gt=0, description="clip the gradient of the chosen rows to this norm")
 
@@ -62,7 +62,7 @@ class LeastInterference(Config):
     is cheaper and misses that slots which are read together add up. W_c holds what the context reads that a wording starts with,
     other questions and their answers: what is taught must be told from those, else the words that lead up to any answer learn to
     lead up to this one. The rows of G longer than `max_step` / η are cut to that length: a trust region per token, without which
-    a few tokens with outlying gradients move the memory by several times the residual stream's norm.
+    a few tokens with outlying gradients move the memory by several times what is there.
 
     What a given length does to the loss differs from model to model by far. Where a batch's loss is known, all rows of G are cut by one
     factor so that the fall they promise to first order, Σ ‖step‖ ‖G‖, is at most `max_fall` times the loss, which can't fall by more than
@@ -72,7 +72,7 @@ class LeastInterference(Config):
 
     name: Literal["least-interference"] = "least-interference"
     learning_rate: float = Field(10.0, gt=0, description="η: step of the read, not of a row, for the mean loss of a batch")
-    max_step: float | None = Field(1.0, gt=0, description="longest step asked of one token's read; 1 is the residual stream's median norm")
+    max_step: float | None = Field(1.0, gt=0, description="longest step asked of one token's read, in the layer's scale (docs/concepts.md)")
     max_fall: float | None = Field(8.0, gt=0, description="largest fall that a step at anchors may promise, in times the loss; none: any")
     ridge: float = Field(6.0, gt=0, description="λ: ridge relative to the mean diagonal of W Wᵀ; more moves what tokens share first")
     background_weight: float = Field(
