@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from memgraft.anchors import BEGINS, GOES_ON, Anchors
 from memgraft.answer_layer import AnswerLayer, Asked, calibrate, expect, measure_chance
-from memgraft.effect import length_that_moves
+from memgraft.effect import ANSWERS_MOVE, unit_of
 from memgraft.encoding import TokenBatch, encode
 from memgraft.errors import GraftError, TeachingError
 from memgraft.examples import Chat, Fact, Message
@@ -47,8 +47,6 @@ IN_SENTENCES = (
 
 ELSEWHERE = 12  # tokens of each of these, at which no answer begins or goes on
 BACKGROUND = 64  # texts of it by which is measured how alike the tokens of texts are
-MOVED = 0.85  # share of its length by which a row of length 1 moves what the head reads: that of the residual stream's norm in SmolLM2
-MOVING = 4  # background texts on which that is measured
 IN_FRONT = (2, 4, 6)  # so many others, in front of each question once more
 
 Seen = tuple[Tensor, Tensor, Tensor]  # ids (B, T), targets (B, T), the hidden states that enter the answer layer (B, T, D)
@@ -142,11 +140,8 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
     ends = background_states(model, model.config.answer_layer, [ids for _, ids in after])
     begins += [(hidden[-1].float(), number, True) for (number, _), hidden in zip(after, ends, strict=True)]
     expect(model.answers, _stacked(begins, width), _stacked(elsewhere, width))
-    parts = model.background.split(model.tokenizer)[0]
-    with model.without_memory():
-        length = length_that_moves(model.base, model.blocks, model.config.answer_layer, parts[:MOVING], share=MOVED, seed=seed)
-    model.answers.scale.fill_(length)
-    texts = background_states(model, model.config.answer_layer, parts[:BACKGROUND])
+    model.answers.scale.fill_(unit_of(model, model.config.answer_layer, share=ANSWERS_MOVE, seed=seed))
+    texts = background_states(model, model.config.answer_layer, model.background.split(model.tokenizer)[0][:BACKGROUND])
     measure_chance(model.answers, [hidden[1:] for hidden in texts])
 
 

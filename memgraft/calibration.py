@@ -1,7 +1,7 @@
 """Fitting the memory's addresses to a base model without training: seconds instead of GPU hours.
 
 Queries are whitened projections of background hidden states on random directions, sub-keys are spherical k-means centroids
-of background queries, the output scale is the median norm of the residual stream. Whitening plays the part of the query
+of background queries; the output scale is measured apart (`memgraft.effect`). Whitening plays the part of the query
 normalisation without which slot use collapses (Lample et al. 2019 §4.4: 25.8 % → 80.3 % of slots used).
 
 Shape suffixes: P background tokens, D hidden size, Q half of key_dim, n sub-keys.
@@ -65,7 +65,7 @@ def spherical_k_means(points_PQ: Tensor, clusters: int, generator: torch.Generat
 
 
 def calibrate(memory: MemoryLayer, hidden_PD: Tensor, *, seed: int, max_points: int = 32_768) -> None:
-    """Set a memory layer's projections, sub-keys and scale from background hidden states that enter its block.
+    """Set a memory layer's projections and sub-keys from background hidden states that enter its block.
 
     Args:
         hidden_PD: hidden states of background tokens; documents' first tokens, which often carry outlying states, left out.
@@ -78,7 +78,6 @@ def calibrate(memory: MemoryLayer, hidden_PD: Tensor, *, seed: int, max_points: 
     directions = random_directions(config.hidden_size, config.heads * config.key_dim, generator)
     memory.query_mean.copy_(mean)
     memory.query_projection.copy_(whiten @ directions)
-    memory.scale.fill_(hidden.norm(dim=-1).median())
     if len(hidden) > max_points:
         hidden = hidden[torch.randperm(len(hidden), generator=generator)[:max_points]]
     device = memory.sub_keys.device

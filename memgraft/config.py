@@ -50,7 +50,7 @@ class MemoryConfig(Config):
     threshold: float = Field(
         0.07,
         ge=0,
-        description="for lessons that every text reads: reads no longer than this, in residual norms, add nothing, longer ones "
+        description="for lessons that every text reads: reads no longer than this, in units of their scale, add nothing, longer ones "
         "lose as much; teaching reads without it",
     )
     shared_values: bool = Field(False, description="one value table for all memory layers (Berges et al. 2024)")

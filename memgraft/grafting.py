@@ -17,6 +17,7 @@ from memgraft.background import Background, read_background, write_background
 from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig, first_refusal
+from memgraft.effect import LAYERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
@@ -148,6 +149,7 @@ def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int]
     for index, layer in enumerate(grafted.config.layers):
         states = list(background_states(grafted, layer, parts))
         calibrate(grafted.layer(index), torch.cat([hidden[1:] for hidden in states]), seed=seed + index)
+        grafted.layer(index).scale.fill_(unit_of(grafted, layer, share=LAYERS_MOVE, seed=seed + index))
         for document, hidden in enumerate(states):
             counters[grafted.config.table_of(index)].add(grafted.layer(index).address(hidden.to(grafted.device)), document)
             done += len(hidden)

@@ -78,13 +78,6 @@ def test_k_means_gives_as_many_unit_centroids_as_asked_for_even_of_few_points(po
     assert len(centroids.unique(dim=0)) == 32
 
 
-def test_the_scale_is_the_median_norm_of_the_hidden_states() -> None:
-    hidden = torch.randn(501, WIDTH, generator=generator())
-    layer = memory()
-    calibrate(layer, hidden, seed=0)
-    assert layer.scale.item() == pytest.approx(sorted(hidden.norm(dim=-1).tolist())[250])
-
-
 def test_slots_are_used_more_evenly_than_with_random_projections_and_keys() -> None:
     def entropy(layer: MemoryLayer) -> float:
         shares = torch.bincount(layer.address(stretched(seed=5)).slots.flatten(), minlength=256).double()

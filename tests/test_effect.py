@@ -7,10 +7,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from memgraft.anchoring import MOVED
 from memgraft.blocks import added_before, find_blocks, hidden_states_at_head, hidden_states_before
-from memgraft.effect import length_that_moves
-from memgraft.errors import GraftError
+from memgraft.effect import ANSWERS_MOVE, LAYERS_MOVE, length_that_moves
 from memgraft.grafting import graft
 from tests.models import ARCHITECTURES, random_tokens, tiny_model, tiny_tokenizer, token_rows
 
@@ -87,22 +85,19 @@ def test_a_change_of_that_length_moves_what_the_head_reads_by_about_that_share(n
     assert torch.cat(shares).median().item() == pytest.approx(0.1, rel=0.25)
 
 
-def test_a_graft_measures_the_steps_of_its_answer_layer_in_it() -> None:
+def test_a_graft_measures_the_steps_of_its_layers_in_it() -> None:
     model = tiny_model(depth=4)
     texts = ["the quick brown fox jumps over the lazy dog " * 4, "a stitch in time saves nine " * 5]
-    grafted = graft(model, tiny_tokenizer(), background=texts, slots=64, layers=(1,), answer_layer=3)
+    grafted = graft(model, tiny_tokenizer(), background=texts, slots=64, layers=(1, 2), answer_layer=3)
     assert grafted.answers is not None
     assert grafted.background is not None
     parts = grafted.background.split(grafted.tokenizer)[0]
     with grafted.without_memory():
-        expected = length_that_moves(model, grafted.blocks, 3, parts[:4], share=MOVED, seed=0)
-    assert grafted.answers.scale.item() == pytest.approx(expected)
-
-
-def test_texts_of_one_token_are_refused() -> None:
-    model = tiny_model()
-    with pytest.raises(GraftError, match="no text of two tokens"):
-        length_that_moves(model, find_blocks(model), 1, [[3], []], share=1, seed=0)
+        expected = [
+            length_that_moves(model, grafted.blocks, layer, parts[:4], share=share, seed=seed)
+            for layer, share, seed in ((1, LAYERS_MOVE, 0), (2, LAYERS_MOVE, 1), (3, ANSWERS_MOVE, 0))
+        ]
+    assert [grafted.layer(0).scale.item(), grafted.layer(1).scale.item(), grafted.answers.scale.item()] == pytest.approx(expected)
 
 
 def test_what_the_head_reads_is_what_it_is_called_with() -> None:
