@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from memgraft.blocks import added_before, hidden_states_at_head, hidden_states_before
-from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import evaluating
 
@@ -30,9 +29,7 @@ LEAST, MOST = 1e-3, 10.0  # in median norms, between which it is looked for
 def unit_of(model: GraftedModel, layer: int, *, share: float, seed: int) -> float:
     """What a layer of the memory in front of block `layer` multiplies its reads with: see `length_that_moves`, on the background."""
     assert model.background is not None
-    texts = [ids for ids in model.background.split(model.tokenizer)[0] if len(ids) > 1]
-    if not texts:
-        raise GraftError("the background has no text of two tokens to measure steps on; give a longer one")
+    texts = model.background.split(model.tokenizer)[0]  # of two tokens or more each
     with model.without_memory():
         return length_that_moves(model.base, model.blocks, layer, texts[:TEXTS], share=share, seed=seed)
 
