@@ -13,7 +13,8 @@ from memgraft.config import Config
 
 
 class AdamW(Config):
-    """AdamW (Loshchilov and Hutter 2019). Matrices decay, vectors (norms, biases) don't, as in `transformers.Trainer`."""
+    """AdamW (Loshchilov and Hutter 2019). Matrices decay, vectors (norms, biases) don't, and each step is
+    one kernel, as in `transformers.Trainer`."""
 
     name: Literal["adamw"] = "adamw"
     lr: float = Field(gt=0, description="learning rate")
@@ -26,7 +27,7 @@ class AdamW(Config):
             {"params": [weight for weight in trained if weight.dim() > 1], "weight_decay": self.weight_decay},
             {"params": [weight for weight in trained if weight.dim() <= 1], "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr)
+        return torch.optim.AdamW([group for group in groups if group["params"]], lr=self.lr, fused=True)
 
 
 class SGD(Config):
