@@ -10,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from benchmarks.recipe import pooling
+from benchmarks.study import Sizes
 from benchmarks.table import markdown
 from memgraft.comparison.runs import read_runs
 from memgraft.report.markdown import plain, table
@@ -37,12 +38,10 @@ def results(folder: Path) -> str:
     parts = [HEAD.rstrip(), NOTES.read_text(encoding="utf-8").rstrip()]
     for name, title in STUDIES.items():
         path = folder / name / "summary.json"
-        command = "python -m benchmarks.pareto" + ("" if name == "pareto" else f" --study {name}")
+        summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        command = " ".join(["python -m benchmarks.pareto", *([] if name == "pareto" else ["--study", name]), *_sizes(summary or {})])
         parts.append(f"## {title}\n\n`{command}` → `{path.as_posix()}`")
-        if path.exists():
-            parts += _study(json.loads(path.read_text(encoding="utf-8")))
-        else:
-            parts.append("Not run yet.")
+        parts += _study(summary) if summary else ["Not run yet."]
         if name == "pareto":
             parts += _behind_cues(folder / name / "behind_cues.json")
             parts += _gpu(folder / "h100")
@@ -54,23 +53,36 @@ def results(folder: Path) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _sizes(summary: Mapping[str, Any]) -> list[str]:
+    """The command line's sizes that are not the defaults."""
+    usual = Sizes().model_dump()
+    return [f"--{name.replace('_', '-')} {summary[name]}" for name in usual if name in summary and summary[name] not in (usual[name], None)]
+
+
 def _study(summary: Mapping[str, Any]) -> Iterator[str]:
+    compared = summary["study"] == "pareto"
+    if compared:
+        taught = f"Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, {summary['test_seeds']} seeds"
+    else:
+        split = "test" if "test" in summary else "tuning"
+        taught = f"{summary['test_facts' if summary['study'] == 'stream' else 'tuning_facts']} facts of the {split} split, one seed"
     yield (
-        f"{plain(summary['model'])}, {summary['dtype']}. Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, "
-        f"{summary['test_seeds']} seeds; {summary['questions']} questions a probe, {summary['text_tokens']:,} tokens of text."
+        f"{plain(summary['model'])}, {summary['dtype']}. {taught}; {summary['questions']} questions a probe, "
+        f"{summary['text_tokens']:,} tokens of text."
     )
-    if summary["study"] == "pareto" and "test" not in summary:
+    if compared and "test" not in summary:
         yield "**Not finished**: these are runs of the tuning split. The command goes on from here."
     for split in ("test", "tuning"):
         if split in summary:
-            yield f"### {split.capitalize()} split"
-            yield from _at_equal_learning(summary[split]["at_equal_learning"])
-            tested = split == "test"
-            yield "Each method at the setting that is best" + (
-                " on the tuning split:" if tested else ", by learned F1 × exp(−rise of the text NLL):"
-            )
-            yield _settings(winners(summary[split]["settings"], tuned=tested), with_seeds=tested)
-            yield "All settings:"
+            tested = split == "test" and compared
+            if compared:
+                yield f"### {split.capitalize()} split"
+                yield from _at_equal_learning(summary[split]["at_equal_learning"])
+                yield "Each method at the setting that is best" + (
+                    " on the tuning split:" if tested else ", by learned F1 × exp(−rise of the text NLL):"
+                )
+                yield _settings(winners(summary[split]["settings"], tuned=tested), with_seeds=tested)
+                yield "All settings:"
             methods = list(dict.fromkeys(each["method"] for each in summary[split]["settings"]))
             yield _settings(sorted(summary[split]["settings"], key=lambda each: methods.index(each["method"])), with_seeds=tested)
             if summary[split].get("failed"):
