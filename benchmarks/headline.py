@@ -84,11 +84,12 @@ def recipe(summary: Mapping[str, Any]) -> str:
     for count, stream in own.get("stream_retention", {}).items():
         probes = stream["probes"]
         lost = 0.0 - 100 * sum(probes[name]["change"] for name in QA) / sum(probes[name]["base"] for name in QA)
+        others = "" if stream["others_f1"] is None else f", {stream['others_f1']:.3f} of the others"
         rows.append(
             [
                 f"{int(count):,} facts, one after the other, a lesson each",
                 f"F1 {stream['immediate_f1']:.3f} right after its lesson, {stream['f1']:.3f} at the end, {stream['earliest_f1']:.3f} of "
-                f"the first 100; F1 on other questions, lost: {lost:.1f} %; answer NLL of NQ {probes['nq_open']['change']:+.4f}, "
+                f"the first 100{others}; F1 on other questions, lost: {lost:.1f} %; answer NLL of NQ {probes['nq_open']['change']:+.4f}, "
                 f"text NLL {probes['wikitext']['change']:+.4f}",
             ]
         )

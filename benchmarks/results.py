@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -74,17 +75,10 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
         yield "**Not finished**: these are runs of the tuning split. The command goes on from here."
     for split in ("test", "tuning"):
         if split in summary:
-            tested = split == "test" and compared
             if compared:
-                yield f"### {split.capitalize()} split"
-                yield from _at_equal_learning(summary[split]["at_equal_learning"])
-                yield "Each method at the setting that is best" + (
-                    " on the tuning split:" if tested else ", by learned F1 × exp(−rise of the text NLL):"
-                )
-                yield _settings(winners(summary[split]["settings"], tuned=tested), with_seeds=tested)
-                yield "All settings:"
-            methods = list(dict.fromkeys(each["method"] for each in summary[split]["settings"]))
-            yield _settings(sorted(summary[split]["settings"], key=lambda each: methods.index(each["method"])), with_seeds=tested)
+                yield from _compared(split, summary[split])
+            else:
+                yield _settings(_by_method(summary[split]))
             if summary[split].get("failed"):
                 yield "Settings that broke down:"
                 yield "\n".join(
@@ -97,6 +91,30 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
             yield table(names, ([_cell(point[name]) for name in names] for point in stream["along"]))
 
 
+def _compared(split: str, part: Mapping[str, Any]) -> Iterator[str]:
+    tested, settings = split == "test", _by_method(part)
+    yield f"### {split.capitalize()} split"
+    yield from _at_equal_learning(part["at_equal_learning"])
+    yield "Each method at the setting that is best" + (
+        " on the tuning split:" if tested else ", by learned F1 × exp(−rise of the text NLL):"
+    )
+    best = winners(settings, tuned=tested)
+    yield _settings(best, with_seeds=tested)
+    if tested:
+        yield "Each probe alone, what the base has and how the method's differs (F1 is better higher, NLL lower):"
+        yield _by_probe(best)
+    if len(best) < len(settings):
+        tried = Counter(each["method"] for each in settings if each["method"] != "base")
+        yield f"All settings that were run ({', '.join(f'{plain(name)} {count}' for name, count in tried.items())}):"
+        yield _settings(settings, with_seeds=tested)
+
+
+def _by_method(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The settings of each method together, in the order of the methods."""
+    methods = list(dict.fromkeys(each["method"] for each in part["settings"]))
+    return sorted(part["settings"], key=lambda each: methods.index(each["method"]))
+
+
 def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
     if not equal:
         return
@@ -106,7 +124,10 @@ def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
         one = by_measure[measures[-1]]
         learned = f"{one['learned_f1']:.3f}" + ("" if one["reached"] else ", its most")
         rows.append([plain(method), learned, *(span(by_measure[name]["forgotten"]) for name in measures)])
-    yield "Forgetting at the memory's learned F1:"
+    yield (
+        "Forgetting at the memory's learned F1: read off a method's front between the settings that enclose it, its best setting where "
+        "none learns as much (*its most*), its only one where one was run."
+    )
     yield table(["method", "learned F1", *(MEASURES[name] for name in measures)], rows)
 
 
@@ -127,7 +148,7 @@ def _settings(settings: list[Mapping[str, Any]], with_seeds: bool = False) -> st
     measures = [name for name in MEASURES if name in settings[0]["forgotten"]]
     seeds = ["seeds"] if with_seeds else []
     beside = {name: field for name, field in BESIDE.items() if any(field in each for each in settings)}
-    learned, costs = ("learned F1", "net of control"), ("CPU s", "MB", "peak MB")
+    learned, costs = ("learned F1", "net of control"), ("rows a fact", "CPU s", "MB", "peak MB")
     columns = ["method", "settings", *seeds, *learned, *beside, *(MEASURES[name] for name in measures), *costs]
     rows = [
         [
@@ -138,6 +159,7 @@ def _settings(settings: list[Mapping[str, Any]], with_seeds: bool = False) -> st
             span(each.get("net_f1")),
             *(span(each.get(field)) for field in beside.values()),
             *(span(each["forgotten"][name]) for name in measures),
+            _cell(each.get("rows_per_fact")),
             _cell(each["seconds"]),
             _cell(None if each["bytes"] is None else each["bytes"] / 1e6),
             _cell(None if each["peak_bytes"] is None else each["peak_bytes"] / 1e6),
@@ -145,6 +167,22 @@ def _settings(settings: list[Mapping[str, Any]], with_seeds: bool = False) -> st
         for each in settings
     ]
     return table(columns, rows)
+
+
+def _by_probe(settings: Sequence[Mapping[str, Any]]) -> str:
+    probes = settings[0]["probes"]
+    rows = [["base", *(f"{each['before']:.3f}" for each in probes.values())]]
+    rows += [
+        [plain(setting["method"]), *(_signed(setting["probes"][name]["change"]) for name in probes)]
+        for setting in settings
+        if setting["method"] != "base"
+    ]
+    return table(["method", *(f"{name}, {each['metric']}" for name, each in probes.items())], rows)
+
+
+def _signed(change: Mapping[str, Any]) -> str:
+    """A change with its interval, in the probe's own direction: more is more."""
+    return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
 
 
 def _behind_cues(path: Path) -> Iterator[str]:
@@ -193,8 +231,11 @@ def _gpu(folder: Path) -> Iterator[str]:
 
 def _points(points: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Along a stream of lessons."""
-    names = ("facts", "immediate_f1", "f1", "retained", "worse", "earliest_f1", "rows_per_fact")
-    rows = [[*(_cell(point[name]) for name in names), *(f"{each['change']:+.4f}" for each in point["probes"].values())] for point in points]
+    names = ("facts", "immediate_f1", "f1", "retained", "worse", "earliest_f1", "others_f1", "rows_per_fact")
+    rows = [
+        [*(_cell(pooling.with_others(point)[name]) for name in names), *(f"{each['change']:+.4f}" for each in point["probes"].values())]
+        for point in points
+    ]
     yield table([*(name.replace("_", " ") for name in names), *points[0]["probes"]], rows)
 
 

@@ -8,8 +8,9 @@ from typing import Any
 
 Run = Mapping[str, Any]
 
+EARLIEST = 100  # facts of a stream that are looked at alone
 KEPT_STILL = ("near_misses", "same_subject", "instructions")
-ALONG = ("immediate_f1", "f1", "retained", "earliest_f1", "rows_per_fact")
+ALONG = ("immediate_f1", "f1", "retained", "earliest_f1", "others_f1", "rows_per_fact")
 CHANGED = ("newest_wins", "newest_f1", "old_stays")
 RESULTS = ("id", "seed", "environment", "rows_per_fact", "seconds_per_fact", "frames", *KEPT_STILL, "taught", "known", "points")
 
@@ -51,12 +52,21 @@ def corrections(runs: Sequence[Run]) -> dict[str, Any]:
 
 def streams(runs: Sequence[Run]) -> dict[str, Any]:
     """What streams of one length end with: means over the runs, and the changes of the probes."""
-    ends = [run["points"][-1] for run in runs]
+    ends = [with_others(run["points"][-1]) for run in runs]
     return {
         "seeds": [run["seed"] for run in runs],
         **{name: round(fmean(values), 4) if (values := [end[name] for end in ends if end[name] is not None]) else None for name in ALONG},
         "worse": sum(end["worse"] for end in ends),
         "probes": mean_of([end["probes"] for end in ends]),
+    }
+
+
+def with_others(point: Run) -> dict[str, Any]:
+    """A point of a stream with the F1 of all facts but the earliest; none where there are no others."""
+    others = point["facts"] - EARLIEST
+    return {
+        **point,
+        "others_f1": round((point["f1"] * point["facts"] - point["earliest_f1"] * EARLIEST) / others, 4) if others > 0 else None,
     }
 
 

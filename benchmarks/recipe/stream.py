@@ -10,9 +10,11 @@ from typing import Any
 
 from benchmarks.measurement import taught_rows
 from benchmarks.recipe.bench import Bench, example_set
+from benchmarks.recipe.pooling import EARLIEST
 from benchmarks.selection import Selection
 from memgraft.comparison.measuring import measure_all
 from memgraft.comparison.runs import append_run, read_runs
+from memgraft.errors import DataError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.learning import learn
@@ -20,7 +22,6 @@ from memgraft.probes import QuestionRow, f1
 from memgraft.teaching import Recipe
 
 SAVED = 20  # lessons at a time
-EARLIEST = 100
 PARTS = (0.1, 0.5, 1.0)  # of the stream, after which the probes are measured
 
 
@@ -54,7 +55,10 @@ def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
 
 
 def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:
-    """Rows that the base answers wrongly (F1 of 0), shuffled by the seed within the test split and then the tuning split."""
+    """Rows that the base answers wrongly (F1 of 0), shuffled by the seed within the test split and then the tuning split.
+
+    Raises DataError where there are fewer.
+    """
     found: list[int] = []
     asked = set[str]()
     for split in ("test", "tuning"):
@@ -67,6 +71,8 @@ def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:
                 found.append(number)
         if len(found) >= count:
             break
+    if len(found) < count:
+        raise DataError(f"the base answers {len(found)} of the data set's questions wrongly, too few for --stream-facts {count}")
     return found[:count]
 
 
