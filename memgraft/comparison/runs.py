@@ -96,9 +96,13 @@ def _version(package: str) -> str | None:
 
 
 def _git_revision() -> str | None:
-    """The commit of the working tree that this file is in, with "+changes" where tracked files differ from it, results aside."""
+    """The commit of the working tree that tracks this file, with "+changes" where tracked files differ from it, results aside.
+
+    None for an installed package, also where its environment's folder lies in someone else's working tree.
+    """
     here = Path(__file__).parent
     try:
+        subprocess.run(["git", "ls-files", "--error-unmatch", Path(__file__).name], cwd=here, capture_output=True, check=True)
         revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
         changes = subprocess.run(
             ["git", "status", "--porcelain", "-uno", "--", ":/", ":(top,exclude)results"],

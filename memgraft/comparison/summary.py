@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from memgraft.comparison.fronts import Outcome, at_equal_learning, front
+from memgraft.comparison.fronts import Equal, Outcome, at_equal_learning, front
 from memgraft.comparison.methods import described, method_of
 from memgraft.errors import MemgraftError
 from memgraft.probes import Interval, mean_interval, paired_bootstrap
@@ -259,11 +259,21 @@ def equal_learning(
             result["rivals"].setdefault(method, {})[name] = {
                 "reached": equal.reached,
                 "learned_f1": round(learned, 6),
+                "learned_f1_minus_memory": _learned_beside(winner, equal),
                 "between": [described(method_of(dict(each.settings))) for each in (equal.lower, equal.upper)],
                 "forgotten": pool.interval(change),
                 "mean_minus_memory": fields(difference),
             }
     return result
+
+
+def _learned_beside(memory: Setting, rival: Equal[Setting]) -> dict[str, Any] | None:
+    """The rival's F1 on the taught facts minus the memory's, paired; None where they were not taught the same facts: other seeds."""
+    parts = (memory, rival.lower, rival.upper)
+    own, lower, upper = (each.items(LEARNED) for each in parts)
+    if len({tuple(run["seed"] for run in each.runs) for each in parts}) > 1 or not len(own) == len(lower) == len(upper):
+        return None
+    return fields(paired_bootstrap(own.tolist(), ((1 - rival.share) * lower + rival.share * upper).tolist()))
 
 
 def fields(interval: Interval) -> dict[str, Any]:

@@ -53,7 +53,9 @@ _STYLE: dict[str, Any] = {
     "ytick.labelcolor": _INK,
 }
 
-_MARKERS = ("o", "s", "D", "^", "v", "P")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p", "d")
+_COLOURS = (_ACCENT, _WARN, _GOOD, _BAD, _INK, _MUTED)
+_LINES = ("-", "--", ":")
 
 
 def loss_plot(passes: Sequence[LossPass]) -> str:
@@ -103,18 +105,23 @@ def outcome_plot(points: Sequence[OutcomePoint], tolerance: float | None = None)
     return _svg("outcome", draw)
 
 
-def comparison_plot(points: Sequence[MethodPoint], xlabel: str) -> str:
-    """What each setting learned (up) against what it forgot (right); a method's front is joined by a line."""
+def comparison_plot(points: Sequence[MethodPoint], xlabel: str, reach: float) -> str:
+    """What each setting learned (up) against what it forgot (right); a method's front is joined by a line.
+
+    Args:
+        reach: where the axis of what was forgotten ends; how many settings lie beyond is written in the plot.
+    """
     methods = list(dict.fromkeys(point.method for point in points))
-    colours = (_ACCENT, _WARN, _GOOD, _BAD, _INK, _MUTED)
+    beyond = sum(point.forgotten > reach for point in points)
+    columns = 3
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color=_MUTED, linewidth=1)
         for number, method in enumerate(methods):
-            colour, marker = colours[number % len(colours)], _MARKERS[number % len(_MARKERS)]
+            colour, marker, line = _mark(number)
             own = [point for point in points if point.method == method]
             front = sorted((p for p in own if p.best), key=lambda p: p.learned)
-            axes.plot([p.forgotten for p in front], [p.learned for p in front], color=colour, linewidth=1.6)
+            axes.plot([p.forgotten for p in front], [p.learned for p in front], color=colour, linewidth=1.6, linestyle=line)
             for p in own:
                 if p.low is not None and p.high is not None:
                     axes.plot([p.low, p.high], [p.learned] * 2, color=colour, linewidth=1.2, alpha=0.5, solid_capstyle="butt")
@@ -130,19 +137,28 @@ def comparison_plot(points: Sequence[MethodPoint], xlabel: str) -> str:
                 markeredgecolor=_PAPER,
                 label=method,
             )
-        axes.set(xlabel=xlabel, ylabel="learned F1", ylim=(-0.05, 1.08))
-        axes.legend(loc="lower right", fontsize=8)
+        if beyond:
+            axes.annotate(f"{beyond} beyond →", (1, 1), xycoords="axes fraction", ha="right", va="top", color=_MUTED, fontsize=8)
+        left = min(-0.05 * reach, *(1.1 * point.forgotten for point in points))
+        axes.set(xlabel=xlabel, ylabel="learned F1", xlim=(left, reach), ylim=(-0.05, 1.08))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, fontsize=8)
 
-    return _svg("comparison", draw)
+    return _svg("comparison", draw, height=3.7 + 0.2 * -(-len(methods) // columns))
 
 
-def _svg(name: str, draw: Callable[[Axes], None]) -> str:
+def _mark(number: int) -> tuple[str, str, str]:
+    """Colour, marker and line of the method with this number: no two of 18 have the same line, no two of 36 the same marks."""
+    turn = number // len(_COLOURS)
+    return _COLOURS[(number + turn) % len(_COLOURS)], _MARKERS[number % len(_MARKERS)], _LINES[turn % len(_LINES)]
+
+
+def _svg(name: str, draw: Callable[[Axes], None], height: float = 3.7) -> str:
     """Draw one pair of axes and return a bare <svg> element, its ids prefixed with `name`, sized by the page."""
     from matplotlib import style
     from matplotlib.figure import Figure
 
     with style.context(["default", {**_STYLE, "svg.hashsalt": name}]):  # whatever the user's matplotlibrc says
-        figure = Figure(figsize=(5.4, 3.7), layout="constrained")
+        figure = Figure(figsize=(5.4, height), layout="constrained")
         draw(figure.add_subplot())
         file = io.StringIO()
         with warnings.catch_warnings():

@@ -75,7 +75,7 @@ def comparison_html(data: ComparisonPage) -> str:
         from memgraft.report.plots import comparison_plot
 
         template = _environment().get_template("comparison.html")
-        plot = Markup(comparison_plot(data.points, f"{data.measure} ({data.unit})"))
+        plot = Markup(comparison_plot(data.points, f"{data.measure} ({data.unit})", data.reach))
     return template.render(page=data, plot=plot, version=__version__)
 
 
