@@ -376,9 +376,10 @@ def _core_sets(path: Path) -> str:
     sizes, written, asked = (fmean(run[name] for run in runs) for name in ("core_slots", "written_core_slots", "question_slots"))
     lost = sum(run["f1_kept"][str(run["core_slots"])] == 0 for run in runs)
     about = (
-        f"{len(runs)} facts of the tuning split, taught by the papers' recipe (TF-IDF, t = 500, SGD; the default's anchors have no core set). "
-        f"On average {sizes:.0f} slots are read by all wordings of a fact and by its question, which reads {asked:,.0f}; {written:.0f} of them "
-        f"were written. With only its core set kept, {lost} of {len(runs)} facts score nothing: most of what answers lies outside.\n\n"
+        f"{len(runs)} facts of the tuning split, taught by the papers' recipe (TF-IDF, t = 500, SGD; the default's anchors have no core "
+        f"set). On average {sizes:.0f} slots are read by all wordings of a fact and by its question, which reads {asked:,.0f}; {written:.0f} "
+        f"of them were written. With only its core set kept, {lost} of {len(runs)} facts score nothing: most of what answers lies outside."
+        "\n\n"
     )
     return title + about + table(["core rows kept", "F1"], rows)
 

@@ -113,8 +113,10 @@ def compare(
         facts=[(row.question, fact.answers[0]) for row, fact in zip(questions, facts, strict=True)],
         runs=comparison.runs,
         skipped=comparison.skipped,
-        remarks=_remarks(facts, controls),
+        remarks=_remarks(facts, controls, probes),
         repeat=[_command(data, model, probe, control, minutes, method, background_tokens, seed, output, dtype, device, trust_remote_code)],
+        model=model or Path(source).name,
+        dtype=str(loaded.model.dtype).removeprefix("torch."),
         environment=f"{Path(source).name}, {environment['cpu']}, torch {environment['packages']['torch']}",
     )
     path = render_comparison(page, output)
@@ -160,13 +162,19 @@ def _probes(specs: list[str] | None) -> list[AnyProbe]:
     return probes
 
 
-def _remarks(facts: Sequence[Fact], controls: Sequence[Fact]) -> list[str]:
+def _remarks(facts: Sequence[Fact], controls: Sequence[Fact], probes: Sequence[AnyProbe]) -> list[str]:
+    from memgraft.comparison.compare import asked
+    from memgraft.comparison.overlap import asking_taught
+
     remarks = ["One seed; settings are compared on the facts that they are measured on, so the best of many looks a little too good."]
     asked_as_taught = sum(not fact.held_out for fact in facts)
     if asked_as_taught:
         remarks.append(f"{asked_as_taught} of {len(facts)} facts have no held_out wording: they are asked in words that were taught.")
     if not controls:
         remarks.append("No --control facts: how much of the learned F1 comes from knowing what type of answer is wanted, can't be told.")
+    for probe in (*([asked("--control", controls)] if controls else []), *probes):
+        if count := len(asking_taught(facts, probe)):
+            remarks.append(f"{probe.name}: {count} of its questions ask for a taught fact: they tell what was learned.")
     return remarks
 
 

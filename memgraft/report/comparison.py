@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import Field
 
 from memgraft.config import Config
+from memgraft.report.equal import BASE, MEASURES, EqualRow, Tone, amount, equal_rows, verdict
 from memgraft.report.page import Number
 
-Tone = Literal["good", "mixed", "bad"]
-
-MEMORY, BASE, RETRIEVAL = "memory", "base", "retrieval"
-# By which a comparison is judged, the most precise measure first.
-MEASURES = {
-    "text_nll": ("rise of the text NLL", "nats per token"),
-    "answer_nll": ("rise of the answers' NLL", "nats per token"),
-    "qa_f1": ("drop of F1 on other questions", "share of the base's"),
-    "accuracy": ("drop of accuracy on other questions", "share of the base's"),
-}
-SHARES = ("qa_f1", "accuracy")
+BROKEN = 3.0  # nats: with this rise a text is 20 times as perplexing, and how much worse a model is tells nothing
+VERSIONS = ("memgraft", "torch", "transformers", "peft")
 
 
 class MethodPoint(Config):
@@ -55,21 +47,6 @@ class MethodProbe(Config):
     high: Number | None
 
 
-class EqualRow(Config):
-    """A rival where it learned as much as the memory."""
-
-    method: str
-    learned: Number
-    reached: bool
-    forgotten: Number
-    low: Number | None
-    high: Number | None
-    difference: Number = Field(description="rival minus memory, mean over items; above 0: for NLL the rival forgets more")
-    difference_low: Number | None
-    difference_high: Number | None
-    worse: Literal["more", "less", "no difference shown"] = Field(description="whether the rival forgets more than the memory")
-
-
 class Sample(Config):
     """A fact and what every method answers."""
 
@@ -88,7 +65,9 @@ class ComparisonPage(Config):
     measure: str = Field(description="what counts as forgetting")
     unit: str
     points: tuple[MethodPoint, ...]
-    equal: tuple[EqualRow, ...]
+    reach: Number = Field(description="right end of the plot, in `unit`: what the fronts need, broken models aside")
+    beyond: tuple[str, ...] = Field(description="settings that forgot more than that")
+    equal: tuple[EqualRow, ...] = Field(description="each rival once for each measure")
     probes: tuple[MethodProbe, ...] = Field(description="every probe at each method's best setting")
     already_right: Number = Field(description="F1 of the untouched base on the facts")
     remarks: tuple[str, ...] = Field(description="what to keep in mind")
@@ -96,6 +75,7 @@ class ComparisonPage(Config):
     samples: tuple[Sample, ...]
     skipped: tuple[str, ...] = Field(description="settings that there was no time for")
     failed: tuple[str, ...] = Field((), description="settings that broke down, and why")
+    ran: tuple[tuple[str, str], ...] = Field(description="what was run, on what: names and values")
     repeat: tuple[str, ...]
     environment: str
 
@@ -109,6 +89,8 @@ def comparison_page(
     skipped: Sequence[tuple[str, str]] = (),
     remarks: Sequence[str] = (),
     repeat: Sequence[str] = (),
+    model: str = "",
+    dtype: str = "",
     environment: str = "",
     samples: int = 20,
 ) -> ComparisonPage:
@@ -117,29 +99,36 @@ def comparison_page(
     Args:
         summary: as `memgraft.comparison.summary.summarise` gives it.
         facts: (question as it was asked, expected answer), in the order of the runs' answers.
-        runs: with `method`, `settings`, `answers`, and the F1 of each under scores → learned.
+        runs: with `method`, `settings`, `answers`, and the F1 of each under scores → learned; where they have them, `seed`, `facts` and
+            `environment` (`memgraft.comparison.runs.environment`) stand under what was run.
         skipped: methods and settings that there was no time for.
         remarks: what to keep in mind about the data.
+        model: name of the base.
+        dtype: of its weights.
+        environment: one line for the foot of the page.
         samples: facts shown with everyone's answers.
     """
     measure = next(name for name in MEASURES if name in summary["fronts"])
     fronts = summary["fronts"][measure]
     best = {(method, point["label"]) for method, points in fronts.items() for point in points}
     points = [_point(each, measure, (each["method"], each["label"]) in best) for each in summary["settings"] if each["method"] != BASE]
-    equal = [_equal(method, each[measure], measure) for method, each in (summary["at_equal_learning"].get("rivals") or {}).items()]
-    verdict, tone = _verdict(summary, measure, equal)
+    equal = equal_rows(summary)
+    words, tone = verdict(summary["at_equal_learning"], equal)
+    reach = _reach(points)
     runs = [run for run in runs if "failed" not in run]
     chosen = [_winner(runs, summary, method) for method in dict.fromkeys(run["method"] for run in runs)]
     settings = {repr(each["settings"]): each for each in summary["settings"]}
     base = next(each for each in summary["settings"] if each["method"] == BASE)
     return ComparisonPage(
         title=title,
-        verdict=verdict,
+        verdict=words,
         tone=tone,
         measure=MEASURES[measure][0],
         unit=MEASURES[measure][1],
         points=tuple(points),
-        equal=tuple(equal),
+        reach=reach,
+        beyond=tuple(f"{p.method}: {p.label}: {amount(p.forgotten, measure)}" for p in points if p.forgotten > reach),
+        equal=tuple(row for rows in zip(*equal.values(), strict=True) for row in rows),
         probes=tuple(row for run in chosen if run["method"] != BASE for row in _probes(settings[repr(run["settings"])])),
         already_right=base["learned_f1"]["mean"],
         remarks=tuple(remarks),
@@ -155,6 +144,7 @@ def comparison_page(
         ),
         skipped=tuple(f"{method}: {label}" for method, label in skipped),
         failed=tuple(f"{each['method']}: {each['label']}: {each['why']}" for each in summary["failed"]),
+        ran=tuple(_ran(runs, model, dtype)),
         repeat=tuple(repeat),
         environment=environment,
     )
@@ -195,51 +185,41 @@ def _probes(setting: Mapping[str, Any]) -> Iterator[MethodProbe]:
         )
 
 
-def _equal(method: str, row: Mapping[str, Any], measure: str) -> EqualRow:
-    forgotten, difference = row["forgotten"], row["mean_minus_memory"]
-    sign = -1 if measure in SHARES else 1  # a lower F1 is more forgetting
-    bounds = [sign * bound for bound in (difference["low"], difference["high"]) if bound is not None]
-    clear = len(bounds) == 2 and min(bounds) * max(bounds) > 0
-    return EqualRow(
-        method=method,
-        learned=row["learned_f1"],
-        reached=row["reached"],
-        forgotten=forgotten["mean"],
-        low=forgotten["low"],
-        high=forgotten["high"],
-        difference=difference["mean"],
-        difference_low=difference["low"],
-        difference_high=difference["high"],
-        worse="no difference shown" if not clear else "more" if bounds[0] > 0 else "less",
+def _reach(points: Sequence[MethodPoint]) -> float:
+    """What the fronts need and a little more; the points of broken models don't count, unless there are no others."""
+    fronts = [point.forgotten for point in points if point.best]
+    return 1.2 * max(0.01, *([each for each in fronts if each <= BROKEN] or fronts or [0.0]))
+
+
+def _ran(runs: Sequence[Mapping[str, Any]], model: str, dtype: str) -> Iterator[tuple[str, str]]:
+    """Names and values; several where runs that an earlier call left on disk had others."""
+    where = [run.get("environment", {}) for run in runs]
+    packages = [each.get("packages", {}) for each in where]
+    versions = [f"{name} {found}" for name in VERSIONS if (found := _each(each.get(name) for each in packages))]
+    scores = next(run for run in runs if run["method"] == BASE)["scores"]
+    asked = [
+        f"{name}: {len(probe['values'])} {'windows' if probe['metric'] == 'text NLL' else 'questions'}" for name, probe in scores.items()
+    ]
+    yield from (
+        (name, value)
+        for name, value in (
+            ("model", model),
+            ("weights", dtype),
+            ("seed", _each(run.get("seed") for run in runs)),
+            ("facts taught", _each(run.get("facts") for run in runs)),
+            ("asked", ", ".join(asked)),
+            ("device", _each(each.get("device") for each in where)),
+            ("CPU", _each(each.get("cpu") for each in where)),
+            ("versions", ", ".join(versions)),
+            ("git revision", _each(each.get("git_revision") for each in where)),
+        )
+        if value
     )
 
 
-def _verdict(summary: Mapping[str, Any], measure: str, equal: Sequence[EqualRow]) -> tuple[str, Tone]:
-    own = summary["at_equal_learning"]
-    if not own:
-        return "The memory was not run, so there is nothing to compare with.", "mixed"
-    what, unit = MEASURES[measure]
-    learned, forgotten = own["learned_f1"], own["forgotten"][measure]["mean"]
-    start = f"The memory learns F1 {learned:.2f} at a {what} of {_amount(forgotten, measure)} ({unit})."
-    rivals = [row for row in equal if row.method != RETRIEVAL and not row.method.startswith(MEMORY)]
-    level = [row for row in rivals if row.reached]
-    rival = min(level, key=lambda row: row.forgotten) if level else max(rivals, key=lambda row: row.learned, default=None)
-    found = next((row for row in equal if row.method == RETRIEVAL), None)
-    end = f" Retrieval, which teaches nothing, answers with F1 {found.learned:.2f}." if found else ""
-    if rival is None:
-        return start + end, "mixed"
-    words = {"more": "more than the memory", "less": "less than the memory", "no difference shown": "no clear difference"}[rival.worse]
-    amount = f"{_amount(rival.forgotten, measure)}: {words}"
-    if level:
-        text = f" Where it learns as much, the best rival, {rival.method}, has {amount}."
-        tones: dict[str, Tone] = {"more": "good", "less": "bad", "no difference shown": "mixed"}
-        return start + text + end, tones[rival.worse]
-    text = f" No rival that trains learned as much; the best of them, {rival.method}, reached {rival.learned:.2f}, and has {amount}."
-    return start + text + end, "mixed" if rival.worse == "less" else "good"
-
-
-def _amount(value: float, measure: str) -> str:
-    return f"{value:.0%}" if measure in SHARES else f"{value:+.4f}"
+def _each(values: Iterable[object]) -> str:
+    """Different values in the order in which they come, those aside that are missing."""
+    return "; ".join(dict.fromkeys(str(value) for value in values if value is not None))
 
 
 def _winner(runs: Sequence[Mapping[str, Any]], summary: Mapping[str, Any], method: str) -> Mapping[str, Any]:

@@ -30,6 +30,8 @@ def comparison_markdown(page: ComparisonPage) -> str:
             ),
         )
     )
+    if page.beyond:
+        parts.append("Beyond the right end of the page's plot:\n\n" + "\n".join(f"* {plain(each)}" for each in page.beyond))
     parts.append("Bold: on the method's front. In brackets: 95 % bootstrap intervals over items.")
     parts.append(f"The untouched base: learned F1 {page.already_right:.3f}.")
     if page.remarks:
@@ -37,9 +39,11 @@ def comparison_markdown(page: ComparisonPage) -> str:
     if page.equal:
         rows = []
         for e in page.equal:
-            learned = f"{e.learned:.3f}" + ("" if e.reached else " (less than the memory)")
-            rows.append((plain(e.method), learned, span(e.forgotten, e.low, e.high), e.worse))
-        parts += ["## At equal learning", table(("rival", "learned F1", page.measure, "forgets"), rows)]
+            learned = f"{e.learned:.3f}" + (f" ({plain(e.note)})" if e.note else "")
+            amounts = span(e.forgotten, e.low, e.high), span(e.memory, e.memory_low, e.memory_high)
+            rows.append((plain(e.method), learned, f"{e.measure} ({e.unit})", *amounts, e.worse))
+        names = ("rival", "learned F1", "measured by", "rival's", "memory's", "forgets, beside the memory")
+        parts += ["## At equal learning", table(names, rows)]
     if page.probes:
         probes = [
             (plain(p.method), plain(p.probe), plain(p.metric), f"{p.before:.3f}", f"{p.after:.3f}", span(p.change, p.low, p.high))
@@ -56,6 +60,8 @@ def comparison_markdown(page: ComparisonPage) -> str:
         parts += ["## Not run, for want of time", "\n".join(f"* {plain(each)}" for each in page.skipped)]
     if page.failed:
         parts += ["## Broke down", "\n".join(f"* {plain(each)}" for each in page.failed)]
+    if page.ran:
+        parts += ["## What was run", "\n".join(f"* {plain(name)}: {plain(value)}" for name, value in page.ran)]
     if page.repeat:
         parts += ["## How to repeat this", "\n".join(f"    {' '.join(line.split())}" for line in page.repeat)]
     parts.append(plain(page.environment))

@@ -53,7 +53,7 @@ _STYLE: dict[str, Any] = {
     "ytick.labelcolor": _INK,
 }
 
-_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "*", "<", ">", "p", "d")
+_MARKERS = ("o", "s", "D", "^", "v", "P", "X", "<", ">", "p", "*", "d")
 _COLOURS = (_ACCENT, _WARN, _GOOD, _BAD, _INK, _MUTED)
 _LINES = ("-", "--", ":")
 

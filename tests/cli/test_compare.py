@@ -50,6 +50,10 @@ def test_it_writes_the_report_its_twins_and_its_runs_and_goes_on_where_it_was(fo
     assert {each.partition(":")[0] for each in page["skipped"]} == {"memory", "retrieval"}
     assert [(row["method"], row["probe"], row["metric"]) for row in page["probes"]] == [("memory", "prose", "text NLL")]
     assert "1 of 2 facts have no held_out wording: they are asked in words that were taught." in page["remarks"]
+    ran = dict(page["ran"])
+    assert {name: ran[name] for name in ("seed", "weights", "facts taught")} == {"seed": "0", "weights": "float32", "facts taught": "2"}
+    assert ran["asked"].startswith("learned: 2 questions, prose: ")
+    assert "torch " in ran["versions"]
     assert page["answered_by"] == ["base", "memory"]
     assert page["samples"][1]["question"] == "Elm is by whom?"
     assert compare(folder, "--minutes", "0", methods=("memory",)) == 0
@@ -101,12 +105,15 @@ def test_what_is_missing_is_said_before_anything_is_loaded(
 
 def test_choices_alone_are_judged_and_names_of_its_own_are_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     choice = {"question": "Which?", "choices": ["one", "two"], "answer": 0}
-    (folder / "which.jsonl").write_text(json.dumps(choice) + "\n", encoding="utf-8")
+    of_a_fact = {"question": "Did Elm come from Ann or Cy?", "choices": ["Ann", "Cy"], "answer": 1}
+    (folder / "which.jsonl").write_text(json.dumps(choice) + "\n" + json.dumps(of_a_fact) + "\n", encoding="utf-8")
     own = ["compare", str(folder / "facts.jsonl"), "--model", str(folder / "model"), "--method", "retrieval", "--background-tokens", "512"]
     with pytest.raises(SystemExit) as stopped:
         main([*own, "--probe", f"choice:{folder / 'which.jsonl'}", "--minutes", "0", "-o", str(folder / "out"), "--json"])
     assert stopped.value.code == 0
-    assert json.loads(capsys.readouterr().out)["measure"] == "drop of accuracy on other questions"
+    page = json.loads(capsys.readouterr().out)
+    assert page["measure"] == "drop of accuracy on other questions"
+    assert page["remarks"][-1] == "which: 1 of its questions ask for a taught fact: they tell what was learned."
     (folder / "which.jsonl").rename(folder / "leaks.jsonl")
     assert compare(folder, "--probe", f"choice:{folder / 'leaks.jsonl'}") == 1
     assert "a probe is called 'leaks', which names what is asked about the facts; rename the file" in capsys.readouterr().err

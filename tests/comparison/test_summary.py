@@ -70,6 +70,16 @@ def test_a_rival_that_never_learns_as_much_is_marked() -> None:
     assert lora["learned_f1"] == pytest.approx(0.4)
 
 
+def test_what_a_rival_learned_is_paired_with_what_the_memory_did_where_they_were_taught_the_same() -> None:
+    lora = summarise([BASE, MEMORY, LOW])["at_equal_learning"]["rivals"]["lora"]["text_nll"]
+    assert lora["learned_f1_minus_memory"] == {"mean": -0.2, "low": -0.6, "high": 0.2, "n": 2}
+    between = summarise([BASE, MEMORY, LOW, HIGH])["at_equal_learning"]["rivals"]["lora"]["text_nll"]
+    assert between["learned_f1_minus_memory"] == {"mean": 0.0, "low": -0.4, "high": 0.4, "n": 2}
+    other = run(Memory(), [0.0, 0.0], [0.0, 0.5, 0.75, 0.0], [3.3, 2.0], seed=1)
+    unpaired = summarise([BASE, MEMORY, other, LOW])["at_equal_learning"]["rivals"]["lora"]["text_nll"]
+    assert unpaired["learned_f1_minus_memory"] is None
+
+
 def test_seeds_are_averaged_per_probe_item_and_facts_are_put_in_a_row() -> None:
     other = run(Memory(), [0.0, 0.0], [0.0, 0.5, 0.75, 0.0], [3.3, 2.0], seed=1)
     _, setting = grouped([BASE, MEMORY, other])
