@@ -212,8 +212,8 @@ def _gpu(folder: Path) -> Iterator[str]:
     runs = list(read_runs(folder / "runs.jsonl").values())
     machines = sorted({f"{run['environment']['device']}, torch {run['environment']['packages']['torch']}" for run in runs})
     yield (
-        f"{plain('; '.join(machines))}. Test split, with the settings that were best on the CPU then; its base was asked there as well, and its "
-        "background, which is not kept, written there. **Not finished**: fifteen runs at a time filled the card's memory, "
+        f"{plain('; '.join(machines))}. Test split, with the settings that were best on the CPU then; its base was asked there as "
+        "well, and its background, which is not kept, written there. **Not finished**: fifteen runs at a time filled the card's memory, "
         "and those that were under way were lost. "
         "The runs were started in an order of their own, test split first; the command starts with the tuning split. "
         "Methods have different seeds, so their rows are not paired. "
@@ -377,9 +377,9 @@ def _core_sets(path: Path) -> str:
     lost = sum(run["f1_kept"][str(run["core_slots"])] == 0 for run in runs)
     about = (
         f"{len(runs)} facts of the tuning split, taught by the papers' recipe (TF-IDF, t = 500, SGD; the default's anchors have no core "
-        f"set). On average {sizes:.0f} slots are read by all wordings of a fact and by its question, which reads {asked:,.0f}; {written:.0f} "
-        f"of them were written. With only its core set kept, {lost} of {len(runs)} facts score nothing: most of what answers lies outside."
-        "\n\n"
+        f"set). On average {sizes:.0f} slots are read by all wordings of a fact and by its question, which reads {asked:,.0f}; "
+        f"{written:.0f} of them were written. With only its core set kept, {lost} of {len(runs)} facts score nothing: most of what "
+        "answers lies outside.\n\n"
     )
     return title + about + table(["core rows kept", "F1"], rows)
 
