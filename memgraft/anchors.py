@@ -99,8 +99,11 @@ class Opened(NamedTuple):
     tokens: Tensor  # (B, T, F) bool: at which tokens each is
 
 
-def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Tensor, open_NF: Tensor) -> Tensor:
-    """(N,) int64: the anchor that each token is at, of a fact that is open there: the one it exceeds most; -1 where there is none.
+def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Tensor, open_NF: Tensor) -> tuple[Tensor, Tensor]:
+    """The anchor that each token is at, of a fact that is open there: the one it exceeds most, and by how much.
+
+    Returns:
+        (N,) int64, -1 where there is none, and (N,) fp32, above 0 where there is one.
 
     Args:
         expected_N: (N,) bool, whether an answer is expected behind each token.
@@ -108,10 +111,11 @@ def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Ten
     """
     at = torch.isin(anchors.facts, facts).nonzero()[:, 0]
     if not len(at):
-        return torch.full((len(queries_NK),), -1, dtype=torch.int64, device=queries_NK.device)
+        none = queries_NK.new_full((len(queries_NK),), -1.0, dtype=torch.float32)
+        return none.long(), none
     with in_own_precision(queries_NK):
         above = queries_NK @ anchors.keys[at].T - anchors.least[at]
         may_NA = open_NF.float() @ (facts[:, None] == anchors.facts[at]).float() > 0
         may_NA &= expected_N[:, None] | ~anchors.begins[at]
     best = above.masked_fill(~may_NA, -1.0).max(-1)
-    return torch.where(best.values > 0, at[best.indices], -1)
+    return torch.where(best.values > 0, at[best.indices], -1), best.values

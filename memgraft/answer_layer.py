@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memgraft.anchors import BEGINS, GOES_ON, Anchors, Opened, nearest
+from memgraft.anchors import BEGINS, GOES_ON, Opened, nearest
 from memgraft.calibration import random_directions, whitening
+from memgraft.competing import Near, undisputed
+from memgraft.cues import Cues
 from memgraft.expectation import Expectation
 from memgraft.memory import ValueTable
 from memgraft.precision import in_own_precision
@@ -77,19 +79,26 @@ class AnswerLayer(nn.Module):
         alike = (count * length**2 - 1) / (count - 1) if count > 1 else float(self.alike)
         return within_reason(float(self.begins_share) * alike / max(length, 1e-6))
 
-    def find(self, hidden_states: Tensor, lessons: Mapping[int, tuple[Anchors, Opened]]) -> dict[int, Tensor]:
-        """For each lesson that has a token at an anchor: which one each token is at, (B, T) int64, -1 for none."""
-        found: dict[int, Tensor] = {}
-        for number, (anchors, opened) in lessons.items():
+    def find(self, hidden_states: Tensor, lessons: Mapping[int, tuple[Cues, Opened]]) -> dict[int, Tensor]:
+        """For each lesson that has a token at an anchor: which one each token is at and reads, (B, T) int64, -1 for none.
+
+        Args:
+            hidden_states: (B, T, D) that enter the block.
+            lessons: by number, those that are open; their cues have anchors.
+        """
+        near: dict[int, Near] = {}
+        for number, (cues, opened) in lessons.items():
+            anchors = cues.anchors
+            assert anchors is not None
             tokens = opened.tokens.to(hidden_states.device)
             open_BT = tokens.any(-1)
             facts = opened.facts.to(hidden_states.device) % anchors.fact_count  # a second group is of the same facts in lower case
             at = torch.full(open_BT.shape, -1, dtype=torch.int64, device=hidden_states.device)
+            above = torch.full(open_BT.shape, -1.0, device=hidden_states.device)
             hidden = hidden_states[open_BT]
-            at[open_BT] = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
-            if bool((at >= 0).any()):
-                found[number] = at
-        return found
+            at[open_BT], above[open_BT] = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
+            near[number] = Near(at, above)
+        return undisputed(near, {number: cues for number, (cues, _) in lessons.items()})
 
     def forward(self, hidden_states: Tensor, reads: Sequence[tuple[ValueTable, Tensor]]) -> Tensor:
         """What is added to hidden states (B, T, D): of each table the rows at (B, T), -1 for none."""

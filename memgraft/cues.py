@@ -24,6 +24,7 @@ from memgraft.anchors import Anchors, Opened, keys_problem
 from memgraft.precision import in_own_precision
 
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
+ALIKE = 0.75  # share of a fact's cues that are heard in another one's where both are of the same subject
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
 KEPT = 128  # cues, of all lessons, that one token can be at the same time: some 40 lessons may be about one name
 AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
@@ -170,6 +171,31 @@ class Cues:
                 return False
         lively = other.facts[other.least < NEVER].unique().tolist()
         return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in lively)
+
+    def fact_at(self, anchor: int) -> int:
+        """The fact whose anchor it is. Only with anchors."""
+        assert self.anchors is not None
+        return int(self.anchors.facts[anchor])
+
+    def same_subject(self, fact: int, other: Cues, other_fact: int) -> bool:
+        """Whether naming either fact's subject is naming the other's, nearly in full. Facts are numbered as by `fact_at`."""
+        return self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
+
+    def _names(self, fact: int, other: Cues, other_fact: int) -> bool:
+        """Whether nearly all cues of the other fact are heard in those of this one, as they stand or in lower case."""
+        for group in self._groups(fact):
+            heard = other.heard(self.keys[self.facts == group][None].to(other.keys.device)).unique()
+            for wanted in map(other._cues_of, other._groups(other_fact)):
+                if len(wanted) and int(torch.isin(wanted, heard).sum()) >= ALIKE * len(wanted):
+                    return True
+        return False
+
+    def _cues_of(self, group: int) -> Tensor:
+        return (self.facts == group).nonzero()[:, 0]
+
+    def _groups(self, fact: int) -> list[int]:
+        assert self.anchors is not None
+        return list(range(fact, self.fact_count, self.anchors.fact_count))
 
     def without(self, facts: Iterable[int]) -> Cues:
         """The same, but nothing opens these facts any more."""

@@ -154,7 +154,7 @@ class GraftedModel(nn.Module):
         if not self._enabled:
             return None
         opened = self._open_facts if self._given is None else self._given
-        lessons = {n: (cues.anchors, opened[n]) for n in opened if (cues := self.scope(n).cues).anchors is not None}
+        lessons = {n: (cues, opened[n]) for n in opened if (cues := self.scope(n).cues).anchors is not None}
         hidden_states = hidden_states_of(args, kwargs)
         with torch.no_grad():
             self.answered = self.answers.find(hidden_states, lessons)

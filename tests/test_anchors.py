@@ -92,7 +92,9 @@ def test_a_token_is_at_the_anchor_of_an_open_fact_that_it_exceeds_most(counts: l
         above = {i: float(query @ anchors.keys[i] - anchors.least[i]) for i in may}
         best = max(above, key=lambda i: above[i], default=-1)
         expected.append(best if best >= 0 and above[best] > 0 else -1)
-    assert nearest(anchors, queries, asked, facts, open_NF).tolist() == expected
+    at, above = nearest(anchors, queries, asked, facts, open_NF)
+    assert at.tolist() == expected
+    assert (above > 0).tolist() == (at >= 0).tolist()
 
 
 def test_only_tokens_at_an_anchor_of_an_open_fact_change() -> None:

@@ -1,0 +1,119 @@
+"""Where one token is at an anchor of several lessons, the nearest answers; only facts of one subject add up."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional
+
+from memgraft.anchors import KEY_DIM, Anchors
+from memgraft.competing import Near, undisputed
+from memgraft.config import ANSWERS
+from memgraft.cues import Cues
+from memgraft.grafted import GraftedModel, State
+from tests.models import graft_with_answers, lesson_at, random_tokens
+
+WIDTH = 16
+WORDS = functional.normalize(torch.randn(9, WIDTH, generator=torch.Generator().manual_seed(0)), dim=-1)
+
+
+def named(*names: list[int]) -> Cues:
+    """A lesson whose facts are named by these words, one anchor each."""
+    facts = torch.tensor([fact for fact, name in enumerate(names) for _ in name])
+    keys = WORDS[[word for name in names for word in name]]
+    anchor = functional.normalize(torch.ones(len(names), KEY_DIM), dim=-1)
+    return Cues(keys, torch.full((len(keys),), 0.99), facts, Anchors(anchor, torch.full((len(names),), 0.5), torch.arange(len(names))))
+
+
+def test_facts_are_of_one_subject_where_each_names_the_other_nearly_in_full() -> None:
+    love, the_alternative_to_love, again = named([1]), named([2, 3, 1]), named([2, 3, 1])
+    assert the_alternative_to_love.same_subject(0, again, 0)
+    assert not love.same_subject(0, the_alternative_to_love, 0)
+    assert not the_alternative_to_love.same_subject(0, love, 0)
+    assert named([1, 2, 3, 4]).same_subject(0, named([1, 2, 3]), 0)
+    assert not named([1, 2, 3]).same_subject(0, named([1, 2, 4]), 0), "two words of three are in common"
+    assert named([5], [1, 2]).same_subject(1, named([2, 1], [6]), 0)
+    assert not named([5], [1, 2]).same_subject(0, named([2, 1], [6]), 0)
+
+
+def test_a_subject_in_lower_case_is_the_same_one() -> None:
+    own = named([1, 2], [3, 4])  # one fact: as it stands, and in lower case
+    assert own.anchors is not None
+    both = replace(own, anchors=Anchors(own.anchors.keys[:1], own.anchors.least[:1], own.anchors.facts[:1]))
+    assert both.same_subject(0, named([3, 4]), 0)
+    assert named([1, 2]).same_subject(0, both, 0)
+    assert not named([1, 3]).same_subject(0, both, 0)
+
+
+@given(data=st.data(), lessons=st.integers(1, 4))
+def test_the_nearest_answers_and_who_has_its_name_beside_it(data: st.DataObject, lessons: int) -> None:
+    names = [[1, 2], [3]]
+    cues = {number: named(*data.draw(st.permutations(names))) for number in range(lessons)}
+    near = {}
+    for number in cues:
+        at = torch.tensor(data.draw(st.lists(st.integers(-1, 1), min_size=6, max_size=6))).view(2, 3)
+        above = torch.tensor(data.draw(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=6, max_size=6))).view(2, 3)
+        near[number] = Near(at, above.masked_fill(at < 0, -1.0))
+    found = undisputed(near, cues)
+    names_of = {number: [lesson.keys[lesson.facts == fact].tolist() for fact in (0, 1)] for number, lesson in cues.items()}
+    for b in range(2):
+        for t in range(3):
+            there = {number: each for number, each in near.items() if each.at[b, t] >= 0}
+            most = max((float(each.above[b, t]) for each in there.values()), default=0.0)
+            first = next((number for number, each in there.items() if float(each.above[b, t]) == most), None)
+            for number, each in near.items():
+                read = int(found[number][b, t]) if number in found else -1
+                if number not in there:
+                    assert read == -1
+                    continue
+                assert first is not None
+                alike = names_of[number][int(each.at[b, t])] == names_of[first][int(there[first].at[b, t])]
+                stays = float(each.above[b, t]) == most or alike
+                assert read == (int(each.at[b, t]) if stays else -1)
+    assert all((at >= 0).any() for at in found.values())
+    backwards = undisputed(dict(reversed(near.items())), cues)
+    tied = any(len({float(each.above[b, t]) for each in near.values()}) < len(near) for b in range(2) for t in range(3))
+    assert tied or all(torch.equal(at, backwards[number]) for number, at in found.items()), "the order of the lessons doesn't matter"
+
+
+def two_lessons(model: GraftedModel, ids: torch.Tensor, subjects: tuple[int, int], nearness: tuple[float, float]) -> list[State]:
+    """States of the memory with each of two lessons, read at token 9, and with both."""
+    states = []
+    for subject, least in zip(subjects, nearness, strict=True):
+        cues, rows = lesson_at(model, ids, subject, 9)
+        assert cues.anchors is not None
+        model.assign_rows(rows, replace(cues, anchors=replace(cues.anchors, least=torch.tensor([least]))))
+        states.append(model.state())
+    return [*states, State({}, (*states[0].scoped, *states[1].scoped))]
+
+
+def test_of_two_lessons_that_a_question_opens_the_nearer_one_is_read_as_if_it_were_alone() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    nearer, farther, both = two_lessons(model, ids, (3, 5), (0.9, 0.95))
+    logits = []
+    for state in (nearer, farther, both):
+        model.assign(state)
+        logits.append(model(input_ids=ids, use_cache=False).logits)
+    assert list(model.answered) == [0]
+    assert set(model.opened) == {0, 1}
+    assert torch.equal(logits[2], logits[0])
+    model.assign(State({}, tuple(reversed(both.scoped))))
+    assert torch.equal(model(input_ids=ids, use_cache=False).logits, logits[0])
+    assert list(model.answered) == [1]
+
+
+def test_two_lessons_of_one_subject_add_up() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    *_, both = two_lessons(model, ids, (3, 3), (0.9, 0.95))
+    model.assign(both)
+    together = model(input_ids=ids, use_cache=False).logits
+    assert list(model.answered) == [0, 1]
+    cues, rows = lesson_at(model, ids, 3, 9)
+    doubled = replace(rows[ANSWERS], values=2 * rows[ANSWERS].values)
+    model.assign_rows({ANSWERS: doubled}, cues)
+    torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, together)
