@@ -1,7 +1,7 @@
 """Learning against forgetting, the memory and its rivals, each at its best settings: docs/protocol.md carried out.
 
     python -m benchmarks.pareto --data FOLDER                    # results/pareto: tuning, then the test split
-    python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream, rows: one thing varied
+    python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream: one thing varied
     python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
 
 Two runs at a time, each on half of the cores. Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command

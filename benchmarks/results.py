@@ -28,7 +28,6 @@ STUDIES = {
     "background": "Background text",
     "optimizer": "Optimizers",
     "stream": "A stream of facts",
-    "rows": "Rows a fact",
 }
 BESIDE = {"near misses, as before": "near_miss_f1", "taught answer unasked": "leaked_f1"}
 MEASURES = {"qa_f1": "F1 drop, relative", "answer_nll": "answer NLL", "text_nll": "text NLL"}
@@ -44,6 +43,7 @@ def results(folder: Path) -> str:
         parts.append(f"## {title}\n\n`{command}` → `{path.as_posix()}`")
         parts += _study(summary) if summary else ["Not run yet."]
         if name == "pareto":
+            parts += _rows(summary)
             parts += _behind_cues(folder / name / "behind_cues.json")
             parts += _gpu(folder / "h100")
     parts.append(_first(folder / "first" / "summary.json"))
@@ -65,8 +65,7 @@ def _study(summary: Mapping[str, Any]) -> Iterator[str]:
     if compared:
         taught = f"Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, {summary['test_seeds']} seeds"
     else:
-        split = "test" if "test" in summary else "tuning"
-        taught = f"{summary['test_facts' if summary['study'] == 'stream' else 'tuning_facts']} facts of the {split} split, one seed"
+        taught = f"{summary['test_facts' if summary['study'] == 'stream' else 'tuning_facts']} facts of the test split, one seed"
     yield (
         f"{plain(summary['model'])}, {summary['dtype']}. {taught}; {summary['questions']} questions a probe, "
         f"{summary['text_tokens']:,} tokens of text."
@@ -183,6 +182,32 @@ def _by_probe(settings: Sequence[Mapping[str, Any]]) -> str:
 def _signed(change: Mapping[str, Any]) -> str:
     """A change with its interval, in the probe's own direction: more is more."""
     return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+
+
+def _rows(summary: Mapping[str, Any] | None) -> Iterator[str]:
+    """What the memory learns and what is forgotten, over how many rows it writes."""
+    yield "## Rows a fact"
+    if not summary or "tuning" not in summary:
+        yield "Not run yet."
+        return
+    yield (
+        "The memory's settings on the tuning split, the fewest rows first. At anchors (`memory`) a fact has a row for each way in which "
+        "its answer begins and goes on, which its wordings decide; how many are kept is a setting where memory layers read them, after "
+        "cues or everywhere."
+    )
+    wrote = sorted((each for each in summary["tuning"]["settings"] if each["rows_per_fact"]), key=lambda each: each["rows_per_fact"])
+    measures = [name for name in MEASURES if name in wrote[0]["forgotten"]] if wrote else []
+    rows = [
+        [
+            f"{each['rows_per_fact']:,.1f}",
+            plain(each["method"]),
+            plain(each["label"]),
+            span(each["learned_f1"]),
+            *(span(each["forgotten"][name]) for name in measures),
+        ]
+        for each in wrote
+    ]
+    yield table(["rows a fact", "method", "settings", "learned F1", *(MEASURES[name] for name in measures)], rows)
 
 
 def _behind_cues(path: Path) -> Iterator[str]:

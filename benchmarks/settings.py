@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, SHiRA
-from memgraft.comparison.grid import after_cues, grid, memory, papers
+from memgraft.comparison.grid import grid, memory, papers
 from memgraft.comparison.methods import AnyMethod, Memory
 from memgraft.writers import SGD as SparseSGD
 from memgraft.writers import Adam as SparseAdam
@@ -53,19 +53,10 @@ def stream() -> dict[str, list[AnyMethod]]:
     return {name: grid()[name][:1] for name in chosen}
 
 
-def rows() -> dict[str, list[AnyMethod]]:
-    """How many rows a fact a lesson may keep in a memory layer, beside the default, whose rows are all at anchors.
-
-    On the tuning split: it is there to choose by.
-    """
-    return {"memory": [memory()], "memory (cues)": [after_cues(rows=count) for count in (84, 40, 150, 300)]}
-
-
 STUDIES = {
     "pareto": grid,
     "ranking": ranking,
     "background": background,
     "optimizer": optimizer,
     "stream": stream,
-    "rows": rows,
 }

@@ -19,7 +19,6 @@ from benchmarks.jobs import Runner, finished
 from benchmarks.materials import NOTHING, Choice, Material, Materials
 from benchmarks.measurement import FACTS, data_file
 from benchmarks.probes import load_probes
-from benchmarks.splits import Split
 from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.baselines import Retrieval
@@ -36,7 +35,6 @@ from memgraft.models import Dtype, load_model
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
 FINALISTS = 3
-FOR_CHOOSING = ("rows",)  # studies that the recipe's settings are chosen by
 NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
 EARLIEST = 10  # facts of a stream whose retention is followed
 
@@ -213,9 +211,8 @@ class Study:
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
         if self.name != "pareto":
-            split: Split = "tuning" if self.name in FOR_CHOOSING else "test"
             facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
-            yield list(self._tasks(Choice(split, facts, 0), self.methods))
+            yield list(self._tasks(Choice("test", facts, 0), self.methods))
             return
         yield list(self._tasks(Choice("tuning", self.sizes.tuning_facts, 0), self.methods))
         finalists = choose_finalists([run for run in done if run["split"] == "tuning"], FINALISTS)
@@ -244,7 +241,11 @@ class Study:
             count, rest = divmod(done, total // len(material.lesson.facts))
             if rest == 0 and count in points:
                 now = time.process_time()
-                costs = {"seconds": round(now - start - lost, 3), "peak_bytes": highest(), **(written or Written())._asdict()}
+                costs = {
+                    "seconds": round(now - start - lost, 3),
+                    "peak_bytes": self.workshop.own(highest()),
+                    **(written or Written())._asdict(),
+                }
                 along.append({"facts": count, **costs, **self._along(model, material, count)})
                 lost += time.process_time() - now
 

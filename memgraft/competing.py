@@ -2,7 +2,7 @@
 
 The one whose anchor the token exceeds most, as among the facts of one lesson. Facts that another one's question opens by chance, since its
 subject's name has theirs in it ("LOVE" and "The Alternative to Love"), would else answer beside the fact that was asked for. Only facts
-of one subject, each of which opens where the other is named, add up: a fact that is taught again, with another answer, is asked for by
+of one subject, each of which names the other's nearly in full, add up: a fact that is taught again, with another answer, is asked for by
 the same questions, and was taught with the earlier one open.
 
 Shape suffixes: B sequences, T tokens, L lessons.

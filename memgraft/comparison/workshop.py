@@ -177,7 +177,7 @@ class Workshop:
         with self._base_only() as base:
             return arithmetic(base)
 
-    def _own(self, peak: int | None) -> int | None:
+    def own(self, peak: int | None) -> int | None:
         """A peak without the frozen states that only the comparison keeps, in main memory."""
         kept = 0 if self.base.device.type == "cuda" else sum(prefix.states.nbytes for prefix in self._prefixes.values())
         return None if peak is None else peak - kept
@@ -224,7 +224,7 @@ class Workshop:
                         time.process_time() - start,
                         bytes=run.bytes,
                         losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
-                        peak_bytes=self._own(peak()),
+                        peak_bytes=self.own(peak()),
                     )
 
     @contextmanager
@@ -253,7 +253,7 @@ class Workshop:
                 rows=written.rows,
                 rows_per_fact=(written.rows or 0) / len(lesson.batches),
                 losses=losses,
-                peak_bytes=self._own(most),
+                peak_bytes=self.own(most),
             )
         finally:
             grafted.assign_rows({})
