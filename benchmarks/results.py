@@ -181,7 +181,7 @@ def _by_probe(settings: Sequence[Mapping[str, Any]]) -> str:
 
 def _signed(change: Mapping[str, Any]) -> str:
     """A change with its interval, in the probe's own direction: more is more."""
-    return f"{change['mean']:+.3f} [{change['low']:+.3f}, {change['high']:+.3f}]"
+    return f"{change['mean']:+.3f}" + ("" if change["low"] is None else f" [{change['low']:+.3f}, {change['high']:+.3f}]")
 
 
 def _rows(summary: Mapping[str, Any] | None) -> Iterator[str]:
