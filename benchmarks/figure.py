@@ -1,16 +1,18 @@
-"""The README's figure: learned against forgotten, every setting of every method, from the summary of benchmarks.pareto.
+"""A study's figure, from its summary.
 
-    python -m benchmarks.figure results/pareto/summary.json docs/pareto.svg
+    python -m benchmarks.figure results/pareto/summary.json docs/pareto.svg      # README's: learned against forgotten
+    python -m benchmarks.figure results/stream/summary.json docs/stream.svg      # both, along the stream
+    python -m benchmarks.figure results/ranking/summary.json docs/ranking.svg    # both, over t
 
-The test split where all methods have runs there, else the tuning split. A method's front is joined by a line, and its winner by
-docs/protocol.md is large. What forgot far more than any front is not shown.
+Learned against forgotten shows every setting of every method: the test split where all methods have runs there, else the tuning split. A
+method's front is joined by a line, and its winner by docs/protocol.md is large. What forgot far more than any front is not shown.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,32 +29,76 @@ OWN = "#1f6f8b"
 def draw(summary: Path, target: Path) -> None:
     """Write the figure as SVG; equal summaries give equal bytes."""
     found = json.loads(summary.read_text(encoding="utf-8"))
+    with rc_context({"svg.hashsalt": "memgraft", "svg.fonttype": "none", "font.size": 10}):
+        figure = Figure(figsize=(7.6, 4.2 if found["study"] == "pareto" else 3.2), layout="constrained")
+        {"pareto": _fronts, "stream": _along, "ranking": _over_t}[found["study"]](figure, found)
+        for axes in figure.axes:
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(color="#e2e2e2", linewidth=0.8)
+        figure.savefig(target, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+
+
+def _fronts(figure: Figure, found: Mapping[str, Any]) -> None:
     tested = methods_of(found.get("test", {"settings": []})) >= methods_of(found["tuning"])
     part = found["test"] if tested else found["tuning"]
     settings = [setting for setting in part["settings"] if setting["method"] != BASE]
     best = {setting["method"]: setting for setting in winners(settings, tuned=tested)}
-    rivals = [method for method in best if method != MEMORY]
-    colors = {MEMORY: OWN, **{method: COLORS[number % len(COLORS)] for number, method in enumerate(rivals)}}
-    with rc_context({"svg.hashsalt": "memgraft", "svg.fonttype": "none", "font.size": 10}):
-        figure = Figure(figsize=(7.6, 4.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.axvline(0, color="#888888", linewidth=1)
-        for method, outcomes in part["fronts"]["text_nll"].items():
-            axes.plot(
-                [o["forgotten"] for o in outcomes], [o["learned_f1"] for o in outcomes], color=colors[method], linewidth=1.2, alpha=0.7
-            )
-        for setting in settings:
-            axes.plot(*_point(setting), marker="o", markersize=4, color=colors[setting["method"]], alpha=0.6)
-        for method, setting in best.items():
-            x, y = _point(setting)
-            axes.plot(x, y, marker="s" if method == MEMORY else "o", markersize=9, color=colors[method], label=method)
-        axes.set(xlabel="rise of WikiText-2 NLL, nats per token (right is forgetting)", ylabel="learned F1, unseen questions")
-        reach = max(outcome["forgotten"] for outcomes in part["fronts"]["text_nll"].values() for outcome in outcomes)
-        axes.set(xlim=(-0.05 * reach, 1.2 * reach), ylim=(-0.03, 1.06))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.grid(color="#e2e2e2", linewidth=0.8)
-        axes.legend(loc="lower right", frameon=False, fontsize=9)
-        figure.savefig(target, format="svg", facecolor="white", metadata={"Date": None, "Creator": None})
+    colors = _colors(best)
+    axes = figure.add_subplot()
+    axes.axvline(0, color="#888888", linewidth=1)
+    for method, outcomes in part["fronts"]["text_nll"].items():
+        axes.plot([o["forgotten"] for o in outcomes], [o["learned_f1"] for o in outcomes], color=colors[method], linewidth=1.2, alpha=0.7)
+    for setting in settings:
+        axes.plot(*_point(setting), marker="o", markersize=4, color=colors[setting["method"]], alpha=0.6)
+    for method, setting in best.items():
+        x, y = _point(setting)
+        axes.plot(x, y, marker="s" if method == MEMORY else "o", markersize=9, color=colors[method], label=method)
+    axes.set(xlabel="rise of WikiText-2 NLL, nats per token (right is forgetting)", ylabel="learned F1, unseen questions")
+    reach = max(outcome["forgotten"] for outcomes in part["fronts"]["text_nll"].values() for outcome in outcomes)
+    axes.set(xlim=(-0.05 * reach, 1.2 * reach), ylim=(-0.03, 1.06))
+    axes.legend(loc="lower right", frameon=False, fontsize=9)
+
+
+def _along(figure: Figure, found: Mapping[str, Any]) -> None:
+    (base,) = (setting for setting in found["test"]["settings"] if setting["method"] == BASE)
+    text = base["probes"]["wikitext"]["before"]
+    streams = {stream["method"]: stream["along"] for stream in found["streams"] if stream["along"]}
+    learned = {method: [(point["facts"], point["learned_f1"]) for point in points] for method, points in streams.items()}
+    rises = {method: [(point["facts"], point["wikitext"] - text) for point in points] for method, points in streams.items()}
+    _lines(figure, learned, rises, "facts taught, one after the other")
+
+
+def _over_t(figure: Figure, found: Mapping[str, Any]) -> None:
+    settings = [setting for setting in found["test"]["settings"] if setting["method"] != BASE]
+    learned: dict[str, list[tuple[float, float]]] = {}
+    rises: dict[str, list[tuple[float, float]]] = {}
+    for setting in sorted(settings, key=lambda setting: setting["settings"]["recipe"]["t"]):
+        x, y = _point(setting)
+        t = setting["settings"]["recipe"]["t"]
+        learned.setdefault(setting["method"], []).append((t, y))
+        rises.setdefault(setting["method"], []).append((t, x))
+    _lines(figure, learned, rises, "t, slots that may change in a step")
+    for axes in figure.axes:
+        axes.set_xscale("log")
+
+
+def _lines(
+    figure: Figure, learned: Mapping[str, list[tuple[float, float]]], rises: Mapping[str, list[tuple[float, float]]], over: str
+) -> None:
+    """Learned F1 on the left, the rise of the text NLL on the right."""
+    colors = _colors(learned)
+    for axes, lines, what in zip(figure.subplots(1, 2), (learned, rises), ("learned F1", "rise of WikiText-2 NLL, nats"), strict=True):
+        for method, points in lines.items():
+            own = method == MEMORY
+            axes.plot(*zip(*points, strict=True), marker="o", markersize=4, color=colors[method], label=method, zorder=3 if own else 2)
+        axes.set(xlabel=over, ylabel=what)
+    figure.axes[0].set(ylim=(-0.03, 1.06))
+    figure.axes[1].legend(loc="best", frameon=False, fontsize=9)
+
+
+def _colors(methods: Iterable[str]) -> dict[str, str]:
+    rivals = [method for method in methods if method != MEMORY]
+    return {MEMORY: OWN, **{method: COLORS[number % len(COLORS)] for number, method in enumerate(rivals)}}
 
 
 def methods_of(part: Mapping[str, Any]) -> set[str]:

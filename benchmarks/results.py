@@ -29,6 +29,7 @@ STUDIES = {
     "optimizer": "Optimizers",
     "stream": "A stream of facts",
 }
+FIGURES = {"ranking": "Learned and forgotten over t, by ranking", "stream": "Learned and forgotten along a stream of facts, by method"}
 BESIDE = {"near misses, as before": "near_miss_f1", "taught answer unasked": "leaked_f1"}
 MEASURES = {"qa_f1": "F1 drop, relative", "answer_nll": "answer NLL", "text_nll": "text NLL"}
 
@@ -42,6 +43,8 @@ def results(folder: Path) -> str:
         command = " ".join(["python -m benchmarks.pareto", *([] if name == "pareto" else ["--study", name]), *_sizes(summary or {})])
         parts.append(f"## {title}\n\n`{command}` → `{path.as_posix()}`")
         parts += _study(summary) if summary else ["Not run yet."]
+        if summary and name in FIGURES:
+            parts.append(f"![{FIGURES[name]}]({name}.svg)")
         if name == "pareto":
             parts += _rows(summary)
             parts += _behind_cues(folder / name / "behind_cues.json")

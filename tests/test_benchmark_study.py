@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
 from benchmarks import study as studies
+from benchmarks.figure import draw
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.recipe import pooling
@@ -213,6 +214,24 @@ def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: P
     assert rows == sorted(rows)
     assert rows[0] > 0
     assert by_method["lora"]["along"][0]["rows"] is None
+    draw(tmp_path / "stream" / "summary.json", tmp_path / "stream.svg")
+    drawn = (tmp_path / "stream.svg").read_text(encoding="utf-8")
+    assert all(f">{method}<" in drawn for method in by_method if method != "base")
+    assert "4 facts of the test split, one seed" in results(tmp_path)
+
+
+def test_rankings_are_drawn_over_t(tmp_path: Path) -> None:
+    def setting(ranking: str, t: int) -> dict[str, Any]:
+        forgotten = {"text_nll": {"mean": t / 1000}}
+        return {"method": ranking, "settings": {"recipe": {"t": t}}, "learned_f1": {"mean": 0.5}, "forgotten": forgotten}
+
+    settings = [{"method": "base"}, *(setting(ranking, t) for ranking in ("tfidf", "kl") for t in (500, 25))]
+    summary = tmp_path / "summary.json"
+    summary.write_text(json.dumps({"study": "ranking", "test": {"settings": settings}}), encoding="utf-8")
+    draw(summary, tmp_path / "ranking.svg")
+    drawn = (tmp_path / "ranking.svg").read_text(encoding="utf-8")
+    assert ">tfidf<" in drawn
+    assert ">kl<" in drawn
 
 
 def test_the_first_benchmark_gives_the_same_with_one_job_and_with_two(data: Path, model: Path, tmp_path: Path) -> None:
