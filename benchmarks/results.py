@@ -19,7 +19,8 @@ from memgraft.report.markdown import plain, table
 HEAD = """# Results
 
 Made by `python -m benchmarks.results results > docs/results.md` from the files that each section names. How everything was measured:
-[protocol.md](protocol.md). The commands find the data sets by `--data FOLDER` or `MEMGRAFT_DATA`. What did not work: [tried.md](tried.md). F1 from 0 to 1; NLL in nats per token; in brackets 95 % bootstrap intervals over items.
+[protocol.md](protocol.md). The commands find the data sets by `--data FOLDER` or `MEMGRAFT_DATA`. What did not work:
+[tried.md](tried.md). F1 from 0 to 1; NLL in nats per token; in brackets 95 % bootstrap intervals over items.
 """
 NOTES = Path(__file__).with_name("notes.md")
 STUDIES = {
