@@ -80,6 +80,8 @@ def _over_t(figure: Figure, found: Mapping[str, Any]) -> None:
     _lines(figure, learned, rises, "t, slots that may change in a step")
     for axes in figure.axes:
         axes.set_xscale("log")
+    figure.axes[1].set_yscale("symlog", linthresh=0.01)  # what changes every slot forgets a hundred times as much as the rest
+    figure.axes[1].autoscale(axis="y")
 
 
 def _lines(
