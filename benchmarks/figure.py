@@ -19,7 +19,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from benchmarks.results import winners
+from benchmarks.results.studies import winners
 from memgraft.comparison.summary import BASE, MEMORY
 
 COLORS = ("#b5482f", "#c98a1b", "#6a51a3", "#4a7c3a", "#a03a6e", "#70543e", "#777777", "#333333", "#9aa83a")

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import span, winners
+from benchmarks.results.cells import span
+from benchmarks.results.studies import winners
 from memgraft.report.markdown import plain, table
 
 QA = ("webquestions", "triviaqa", "popqa")

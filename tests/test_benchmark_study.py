@@ -21,7 +21,7 @@ from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.recipe import pooling
 from benchmarks.relations import facts_for, relations
-from benchmarks.results import results
+from benchmarks.results.__main__ import results
 from benchmarks.settings import STUDIES
 from benchmarks.splits import check_unseen, overlapping, split_of
 from memgraft.comparison.methods import described, family
