@@ -6,10 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from memgraft.comparison.writing import write_whole
+
 
 def write_json(path: Path, value: Any, *, indent: int | None = 1) -> None:
     """Replaces a JSON file; its folder is made where it is missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(value, ensure_ascii=False, indent=indent) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=indent) + "\n")

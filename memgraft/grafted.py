@@ -376,3 +376,21 @@ class GraftedModel(nn.Module):
 def _is_memorys(hook: Callable[..., Any]) -> bool:
     inner = hook.func if isinstance(hook, functools.partial) else hook
     return isinstance(getattr(inner, "__self__", None), GraftedModel)
+
+
+@contextmanager
+def without_hooks(model: nn.Module) -> Iterator[None]:
+    """Within, the hooks of a memory are off the model, so that a deep copy of it is of the model alone."""
+    kept: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for module in model.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            if any(_is_memorys(hook) for hook in hooks.values()):
+                kept.append((hooks, dict(hooks)))
+                for id in [id for id, hook in hooks.items() if _is_memorys(hook)]:
+                    del hooks[id]
+    try:
+        yield
+    finally:
+        for hooks, before in kept:
+            hooks.clear()
+            hooks.update(before)

@@ -17,6 +17,7 @@ from memgraft.baselines import OSF, SGD, AdamW, Full, LoRA, Retrieval
 from memgraft.comparison.grid import grid
 from memgraft.comparison.methods import AnyMethod, Base, Memory, described, family, settings
 from memgraft.comparison.summary import summarise
+from memgraft.errors import DataError
 from memgraft.report import ComparisonPage, comparison_html, comparison_page, render_comparison
 from memgraft.report.comparison import MethodPoint
 from memgraft.report.markdown import comparison_markdown, plain
@@ -104,7 +105,8 @@ def test_the_verdict_compares_the_memory_with_the_best_rival_that_trains() -> No
     ("learned", "nll", "tone", "words"),
     [
         (0.95, 0.001, "bad", "Where it learns as much, the best rival, lora, has +0.001"),
-        (0.95, 0.01, "mixed", "no clear difference"),
+        (0.9, 0.01, "mixed", "no clear difference"),
+        (0.95, 0.01, "bad", "less than the memory"),
         (0.5, 0.5, "good", "No rival that trains learned as much; the best of them, lora, reached 0.50, and has +0.5"),
         (
             0.5,
@@ -140,7 +142,7 @@ def test_a_rival_whose_learning_is_less_within_the_interval_only_counts_as_one_t
 def test_both_measures_stand_at_equal_learning_and_in_the_verdict() -> None:
     texts = ["a"] * 20
     base, memory = run(Base(), 0.0, 0.0, texts, right=1), run(Memory(), 0.9, 0.01, texts, right=1)
-    lora, osf = run(LoRA(), 0.95, 0.5, texts, right=0.5), run(OSF(), 0.9, 0.9, texts, right=0.75)
+    lora, osf = run(LoRA(), 0.9, 0.5, texts, right=0.5), run(OSF(), 0.9, 0.9, texts, right=0.75)
     one = made_of(base, memory, lora)
     assert one.verdict == (
         "The memory learns F1 0.90 at a drop of F1 on other questions of 0% (share of the base's) and a rise of the text NLL of +0.0103 "
@@ -162,6 +164,43 @@ def test_both_measures_stand_at_equal_learning_and_in_the_verdict() -> None:
     for row in two.equal:
         assert f'<td data-label="Measured by">{row.measure} (' in unescape(html)
         assert re.search(rf"(?m)^\| {row.method} \|.*\| {row.measure} \({row.unit}\) \| {row.forgotten:.3f} \[", markdown)
+
+
+def test_a_rival_that_learns_more_than_it_needs_to_is_read_off_on_the_way_from_the_base() -> None:
+    texts = ["a"] * 20
+    made = made_of(run(Base(), 0.0, 0.0, texts), run(Memory(), 0.6, 0.2, texts), run(LoRA(), 0.9, 0.45, texts))
+    (row,) = made.equal
+    assert (row.learned, row.most, row.reached) == (0.6, 0.9, True)
+    assert row.forgotten == pytest.approx(0.465 * 2 / 3, abs=1e-3)
+    assert row.worse == "more"
+    twice = made_of(run(Base(), 0.0, 0.0, texts), run(Memory(), 0.45, 0.3, texts), run(LoRA(), 0.9, 0.45, texts))
+    assert (twice.equal[0].worse, twice.tone) == ("less", "bad"), "half of what it forgets is less than what the memory does"
+
+
+def test_retrieval_is_said_to_answer_what_it_answers() -> None:
+    texts = ["a"] * 20
+    made = made_of(run(Base(), 0.0, 0.0, texts), run(Memory(), 0.6, 0.01, texts), run(Retrieval(), 0.95, 0.1, texts))
+    assert made.verdict.endswith("Retrieval, which teaches nothing, answers with F1 0.95.")
+
+
+def test_questions_of_which_the_base_answers_none_are_not_judged() -> None:
+    texts = ["a"] * 20
+    runs = [run(Base(), 0.0, 0.0, texts, right=0), run(Memory(), 0.9, 0.01, texts, right=0), run(LoRA(), 0.9, 0.5, texts, right=0.3)]
+    made = made_of(*runs)
+    assert {row.measure for row in made.equal} == {"rise of the text NLL"}
+    assert made.tone == "good"
+    assert made.remarks == ("common: the base answers none of these questions, so that what is forgotten can't be told by them.",)
+    for each in runs:
+        del each["scores"]["prose"]
+    with pytest.raises(DataError, match="the base answers none of the probes' questions"):
+        made_of(*runs)
+
+
+def test_the_page_is_made_where_every_setting_broke_down() -> None:
+    texts = ["a"] * 20
+    broken = {name: value for name, value in run(LoRA(), 0.0, 0.0, texts).items() if name in ("method", "settings", "seed")}
+    made = made_of(run(Base(), 0.0, 0.0, texts), {**broken, "failed": "the loss is nan"})
+    assert "the loss is nan" in comparison_html(made)
 
 
 @pytest.mark.parametrize(

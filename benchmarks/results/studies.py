@@ -75,8 +75,8 @@ def _at_equal_learning(equal: Mapping[str, Any]) -> Iterator[str]:
         learned = f"{one['learned_f1']:.3f}" + ("" if one["reached"] else ", its most")
         rows.append([plain(method), learned, *(span(by_measure[name]["forgotten"]) for name in measures)])
     yield (
-        "Forgetting at the memory's learned F1: read off a method's front between the settings that enclose it, its best setting where "
-        "none learns as much (*its most*), its only one where one was run."
+        "Forgetting at the memory's learned F1: read off a method's front between the settings that enclose it, between the untaught base "
+        "and its lowest setting where all learn more; its best setting where none learns as much (*its most*)."
     )
     yield table(["method", "learned F1", *(MEASURES[name] for name in measures)], rows)
 

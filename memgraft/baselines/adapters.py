@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from memgraft.errors import MemgraftError
+from memgraft.grafted import without_hooks
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,5 +48,10 @@ def adapted(model: PreTrainedModel, config: Any, seed: int) -> Iterator[PeftMode
 
 @contextmanager
 def single_precision(model: PreTrainedModel) -> Iterator[PreTrainedModel]:
-    """Within, an fp32 copy, for methods that change the weights themselves: steps at usual rates vanish in bf16's eight bits."""
-    yield copy.deepcopy(model).float()
+    """Within, an fp32 copy, for methods that change the weights themselves: steps at usual rates vanish in bf16's eight bits.
+
+    The copy has no memory where the model has one, which must be off.
+    """
+    with without_hooks(model):
+        twin = copy.deepcopy(model)
+    yield twin.float()

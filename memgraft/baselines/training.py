@@ -52,7 +52,7 @@ def train(
 
     Args:
         passes: times that every batch is seen, one of its rounds each time.
-        seed: of the order of the batches.
+        seed: of the order of the batches and of dropout; the global random state is left as it was.
         in_order: a stream, see `schedule`.
         replay: background sequences whose mean NLL is added to each step's loss.
         autocast: dtype of the forward passes' matrix products, the weights' own by default.
@@ -66,20 +66,24 @@ def train(
     updates = optimizer.build(trained)
     losses: list[float] = []
     steps = schedule(len(batches), passes, seed, in_order=in_order)
-    model.train()
-    for index, turn in steps:
-        losses.append(backward(model, batches[index].round(turn), autocast))
-        if not math.isfinite(losses[-1]):
-            raise TeachingError(
-                f"{batches[index].name}, step {len(losses)}: the loss is {losses[-1]}; use a lower lr than {optimizer.lr:g}"
-            )
-        if replay is not None:
-            backward(model, replay(len(losses) - 1), autocast)
-        updates.step()
-        updates.zero_grad(set_to_none=True)
-        if on_step is not None:
-            on_step(len(losses), len(steps), losses[-1])
-    model.eval()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)  # of dropout, where the model has it
+        model.train()
+        try:
+            for index, turn in steps:
+                losses.append(backward(model, batches[index].round(turn), autocast))
+                if not math.isfinite(losses[-1]):
+                    raise TeachingError(
+                        f"{batches[index].name}, step {len(losses)}: the loss is {losses[-1]}; use a lower lr than {optimizer.lr:g}"
+                    )
+                if replay is not None:
+                    backward(model, replay(len(losses) - 1), autocast)
+                updates.step()
+                updates.zero_grad(set_to_none=True)
+                if on_step is not None:
+                    on_step(len(losses), len(steps), losses[-1])
+        finally:
+            model.eval()
     return tuple(losses)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memgraft.cli.console import print_json, print_table, say
-from memgraft.cli.options import Device, DtypeName, Json, TrustRemoteCode
+from memgraft.cli.options import MOST_SEED, Device, DtypeName, Json, TrustRemoteCode
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError, MemgraftError
 
@@ -43,7 +44,7 @@ def compare(
         list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. May be repeated.", show_default="all")
     ] = None,
     background_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text that stands for what must be preserved.")] = 32768,
-    seed: Annotated[int, typer.Option(help="Of wordings, order and new weights.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of wordings, order and new weights.")] = 0,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where runs and reports go.")] = Path("out/compare"),
     dtype: Annotated[
         DtypeName | None,
@@ -77,6 +78,7 @@ def compare(
         raise MemgraftError(f"no method is called {unknown[0]!r}: expected {', '.join(methods)}")
     chosen = {name: methods[name] for name in method or methods}
     _check_extras(each for settings in chosen.values() for each in settings)
+    _check_writable(output)
     source = model or str(demo_model_path())
     with Stages() as stages:
         stages.stage("loading the model")
@@ -140,6 +142,16 @@ def _check_extras(methods: Iterable[AnyMethod]) -> None:
             import_bm25s()
         elif isinstance(method, LoRA | OSF | SHiRA):
             import_peft()
+
+
+def _check_writable(folder: Path) -> None:
+    """Says at once what writing the first run would say after minutes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MemgraftError(f"{folder}: can't be made: {error.strerror}; name another folder with --output") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise MemgraftError(f"{folder}: can't be written to; name another folder with --output")
 
 
 def _probes(specs: list[str] | None) -> list[AnyProbe]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from memgraft.cli.console import print_json, say
-from memgraft.cli.options import Device, DtypeName, Json, TrustRemoteCode, parse_count, parse_layers
+from memgraft.cli.options import MOST_SEED, Device, DtypeName, Json, TrustRemoteCode, parse_count, parse_layers
 from memgraft.cli.progress import Stages
 from memgraft.errors import StoreError
 
@@ -46,7 +46,7 @@ def graft(
         int | None,
         typer.Option(parser=parse_count, metavar="N", help="Tokens of it; raise them together with the slots.", show_default="2^15"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the background and the calibration.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the background and the calibration.")] = 0,
     dtype: Annotated[
         DtypeName, typer.Option(help="Of the base model's weights; auto: as they are stored, or float32 on a CPU slow in 16 bits.")
     ] = "auto",

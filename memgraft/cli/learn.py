@@ -10,7 +10,7 @@ import typer
 
 from memgraft.cli.check import FORGOT, background_probe, read_probes
 from memgraft.cli.console import print_json, short
-from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_limit, writing
+from memgraft.cli.options import MOST_SEED, BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_limit, writing
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.cli.recipes import build_recipe
 from memgraft.cli.running import told
@@ -78,7 +78,7 @@ def learn(
             help="Tokens that carry the loss; with all, facts have no cues, and every text reads the lesson.", show_default="answer"
         ),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of order and wordings.", show_default="0")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of order and wordings.", show_default="0")] = None,
     recipe: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help="All of these settings, as `show --json` prints them; options win.", show_default=False),

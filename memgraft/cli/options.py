@@ -21,6 +21,7 @@ DtypeName = Literal["auto", "bfloat16", "float32"]
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Memory store: the folder that `memgraft graft` made.", show_default=False)]
 Lesson = Annotated[str, typer.Argument(metavar="ID", help="Id of a lesson, or its first characters; see `log`.", show_default=False)]
+MOST_SEED = 2**63 - 1  # what torch takes
 NONE = "none"  # what says on the command line that a setting has no value; one that is not given is the recipe's
 POINT = "a tag, a lesson's id (right after it was learned), start or now"
 RetaughtData = Annotated[

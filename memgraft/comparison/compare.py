@@ -13,7 +13,7 @@ import torch
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
-from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, OWN
+from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, NOTHING_TO_FORGET, OWN, grouped, pools
 from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.data import ExampleSet
 from memgraft.errors import DataError, MeasureError, MemgraftError, TeachingError
@@ -69,6 +69,9 @@ def run_comparison(
     Args:
         identity: what else shapes the figures (model, data), part of each run's id.
         seconds: wall time for all runs of this call; the base and the first method are always run.
+
+    Raises:
+        DataError: probes of one name, or of which the base answers nothing.
     """
     start = time.monotonic()
     passes = max((_passes(method) for each in methods.values() for method in each), default=1)
@@ -97,7 +100,7 @@ def run_comparison(
     took: dict[str, list[tuple[float, int]]] = {}  # method → seconds and passes of its runs
     for name, method in in_turns(methods):
         id = run_id({**shared, "method": name, "settings": settings(method)})
-        if id not in known:
+        if id not in known or known[id].get("again"):
             earlier = took.get(name) or [each for others in took.values() for each in others]
             expected = max((spent * max(1, _passes(method) / passed) for spent, passed in earlier), default=0.0)
             if len(runs) > 1 and time.monotonic() - start + expected > seconds:
@@ -107,6 +110,8 @@ def run_comparison(
             begun = time.monotonic()
             known[id] = {"id": id, **_run(workshop, name, method, lesson, measured), "environment": where}
             append_run(runs_path, known[id])
+            if name == BASE and not pools(*grouped([known[id]])):
+                raise DataError(NOTHING_TO_FORGET)
             if name != BASE:
                 took.setdefault(name, []).append((time.monotonic() - begun, _passes(method)))
         runs.append(known[id])
@@ -137,7 +142,8 @@ def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probe
             raise
         if workshop.base.device.type == "cuda":
             torch.cuda.empty_cache()
-        return {**run, **failed(error)}
+        # What is not of the settings, such as a GPU that others filled, may go well the next time.
+        return {**run, **failed(error), **({} if ours else {"again": True})}
 
 
 def _measured(workshop: Workshop, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe]) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Equal(Generic[Thing]):
 def at_equal_learning(outcomes: Sequence[Outcome[Thing]], learned: float) -> Equal[Thing]:
     """Where a front (by rising learning, as `front` gives it) has learned this much.
 
-    Between the two outcomes that enclose it, weighted linearly; the lowest where all learn more, the highest where all learn less.
+    Between the two outcomes that enclose it, weighted linearly; the lowest where all learn more, the highest where all learn less. So
+    that a method that only learns more is not taken as it is, let its front begin at the untaught base.
     """
     above = next((index for index, outcome in enumerate(outcomes) if outcome.learned >= learned), None)
     if above is None:

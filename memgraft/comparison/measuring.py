@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.comparison.runs import run_id
+from memgraft.comparison.writing import write_whole
 from memgraft.probes import AnswerNLLProbe, ChoiceProbe, QAProbe, TextProbe, measure
 from memgraft.probes.scores import Scores
 
@@ -52,10 +53,7 @@ class BaseScores:
             self._kept = self._on_disk()  # another process may have measured it meanwhile
         if key not in self._kept:
             self._kept[key] = self._measure(probe)
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial = self._path.with_suffix(".partial")
-            partial.write_text(json.dumps(self._kept) + "\n", encoding="utf-8")
-            partial.replace(self._path)
+            write_whole(self._path, json.dumps(self._kept) + "\n")
         return self._kept[key]
 
     def _on_disk(self) -> dict[str, Measured]:

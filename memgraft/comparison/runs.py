@@ -12,12 +12,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import filelock
 import torch
 from transformers import PreTrainedModel
 
 from memgraft import __version__
 from memgraft.canonical import canonical_json
-from memgraft.errors import MemgraftError
+from memgraft.errors import DataError, MemgraftError
 
 PACKAGES = ("torch", "transformers", "peft", "bm25s", "numpy")
 
@@ -38,25 +39,33 @@ def failed(error: Exception) -> dict[str, Any]:
 def read_runs(path: Path) -> dict[str, dict[str, Any]]:
     """Finished runs by id, the last of equal ones.
 
-    A last line that was cut off (the benchmark was killed while it wrote) is removed from the file; any other line that is
-    not a run is left alone and raises json.JSONDecodeError.
+    A last line without its end is not looked at: whoever writes it was killed, or is not done. Nothing is written.
+
+    Raises:
+        DataError: any other line that is not a run, by file and line.
     """
     if not path.exists():
         return {}
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    runs = [json.loads(line) for line in whole.decode().splitlines() if line.strip()]
-    return {run["id"]: run for run in runs}
+    runs = {}
+    *lines, _ = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                run = json.loads(line)
+                runs[run["id"]] = run
+            except (ValueError, KeyError, TypeError) as error:
+                raise DataError(f"{path}:{number}: not a run ({error}); take the line out, and what it held is measured again") from None
+    return runs
 
 
 def append_run(path: Path, run: Mapping[str, Any]) -> None:
-    """Add a run as one line, on disk when this returns."""
+    """Add a run as one line, on disk when this returns. A last line that was cut off, by a process that was killed, is taken out."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
-        file.write(json.dumps(run, ensure_ascii=True, allow_nan=False).encode() + b"\n")
+    line = json.dumps(run, ensure_ascii=True, allow_nan=False).encode() + b"\n"
+    with filelock.FileLock(path.with_name(f".{path.name}.lock")), path.open("a+b") as file:
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+        file.write(line)
         file.flush()
         os.fsync(file.fileno())
 

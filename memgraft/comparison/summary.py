@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memgraft.comparison.fronts import Equal, Outcome, at_equal_learning, front
-from memgraft.comparison.methods import described, method_of
+from memgraft.comparison.methods import Base, described, method_of
+from memgraft.comparison.methods import settings as settings_of
 from memgraft.errors import MemgraftError
 from memgraft.probes import Interval, mean_interval, paired_bootstrap
 from memgraft.probes.intervals import resampled_sums
@@ -26,6 +27,9 @@ OWN = (LEARNED, CONTROL, NEAR, LEAKED)  # probes that belong to the facts, other
 MEMORY, BASE = "memory", "base"
 # What is judged: pooled probes by their metric. The first is the paper's headline, a relative drop of F1.
 POOLED = {"qa_f1": "F1", "answer_nll": "answer NLL", "text_nll": "text NLL", "accuracy": "accuracy"}
+NOTHING_TO_FORGET = (
+    "the base answers none of the probes' questions, so that what is forgotten can't be told: name questions that it can answer, or a text"
+)
 SCORED = ("F1", "accuracy")  # more is better, from 0 to 1: forgetting is a drop relative to the base's
 
 
@@ -95,8 +99,8 @@ class Pool:
         estimate, count = self.forgotten(change), len(self.weights)
         before, after = resampled_sums([change.before * self.weights, change.after * self.weights], 4000, seed=0)
         drops = (before[before > 0] - after[before > 0]) / before[before > 0]
-        low, high = np.quantile(drops, [0.025, 0.975]) if len(drops) else (estimate, estimate)
-        return {"mean": round(estimate, 6), "low": round(float(low), 6), "high": round(float(high), 6), "n": count}
+        low, high = (None, None) if count < 2 or not len(drops) else np.quantile(drops, [0.025, 0.975]).tolist()
+        return fields(Interval(estimate, low, high, count, 0.95))
 
 
 def grouped(runs: Sequence[Run]) -> list[Setting]:
@@ -131,12 +135,12 @@ def arithmetic_of(run: Run) -> str | None:
 
 
 def pools(base: Setting) -> dict[str, Pool]:
-    """The pooled probes that the base was measured on."""
+    """The pooled probes that the base was measured on; not those of questions of which it answers none: it has nothing to forget there."""
     scores = base.runs[0]["scores"]
     found = {}
     for name, metric in POOLED.items():
         probes = tuple(probe for probe in scores if scores[probe]["metric"] == metric and probe not in OWN)
-        if probes:
+        if probes and (metric not in SCORED or any(base.before(probe).any() for probe in probes)):
             weights = [np.asarray(scores[probe].get("weights") or [1.0] * len(scores[probe]["values"])) for probe in probes]
             found[name] = Pool(metric, probes, np.concatenate(weights))
     return found
@@ -177,7 +181,7 @@ def summarise(runs: Sequence[Run], chosen: Mapping[str, Any] | None = None) -> d
             name: {method: [point(outcome) for outcome in outcomes] for method, outcomes in methods.items()}
             for name, methods in fronts.items()
         },
-        "at_equal_learning": equal_learning(settings, pooled, fronts, chosen),
+        "at_equal_learning": equal_learning(settings, base, pooled, fronts, chosen),
         "failed": [
             {"method": run["method"], "label": described(method_of(dict(run["settings"]))), "seed": run["seed"], "why": run["failed"]}
             for run in runs
@@ -235,6 +239,7 @@ def setting_summary(setting: Setting, pooled: Mapping[str, Pool]) -> dict[str, A
 
 def equal_learning(
     settings: Sequence[Setting],
+    base: Setting,
     pooled: Mapping[str, Pool],
     fronts: Mapping[str, Mapping[str, list[Outcome[Setting]]]],
     chosen: Mapping[str, Any] | None = None,
@@ -251,7 +256,7 @@ def equal_learning(
         for method, outcomes in fronts[name].items():
             if method == MEMORY:
                 continue
-            equal = at_equal_learning(outcomes, winner.learned)
+            equal = at_equal_learning(_from_the_base(outcomes, base, winner.learned), winner.learned)
             change = pool.of(equal.lower).mixed(pool.of(equal.upper), equal.share)
             learned = (1 - equal.share) * equal.lower.learned + equal.share * equal.upper.learned
             own, rivals = ((each.after - each.before).tolist() for each in (memory, change))
@@ -260,11 +265,23 @@ def equal_learning(
                 "reached": equal.reached,
                 "learned_f1": round(learned, 6),
                 "learned_f1_minus_memory": _learned_beside(winner, equal),
-                "between": [described(method_of(dict(each.settings))) for each in (equal.lower, equal.upper)],
+                "most_learned_f1": round(outcomes[-1].learned, 6),
+                "between": [described(method_of(dict(each.settings))) or each.method for each in (equal.lower, equal.upper)],
                 "forgotten": pool.interval(change),
                 "mean_minus_memory": fields(difference),
             }
     return result
+
+
+def _from_the_base(outcomes: list[Outcome[Setting]], base: Setting, learned: float) -> list[Outcome[Setting]]:
+    """A front that begins where nothing is taught and nothing forgotten, if even its lowest setting learned more than this."""
+    lowest = outcomes[0]
+    if lowest.learned <= learned or lowest.forgotten <= 0:
+        return outcomes
+    seeds = {run["seed"] for run in lowest.of.runs}
+    same = tuple(run for run in base.runs if run["seed"] in seeds)
+    untaught = Setting(BASE, settings_of(Base()), same, same)
+    return [Outcome(untaught.learned, 0.0, untaught), *outcomes]
 
 
 def _learned_beside(memory: Setting, rival: Equal[Setting]) -> dict[str, Any] | None:

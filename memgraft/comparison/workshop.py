@@ -18,12 +18,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memgraft.background import documents, write_background
 from memgraft.baselines import Retrieval
 from memgraft.comparison.methods import AnyMethod, Base, Memory
-from memgraft.comparison.peak import peak_memory
+from memgraft.comparison.peak import in_use, peak_memory
 from memgraft.comparison.prefixes import Prefix, cached_prefixes
 from memgraft.comparison.runs import arithmetic
+from memgraft.comparison.writing import write_whole
 from memgraft.encoding import TokenBatch
 from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
+from memgraft.fingerprint import BaseFingerprint
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DOCUMENT_TOKENS, graft
 from memgraft.learning import prepare
@@ -114,6 +116,7 @@ class Workshop:
         self._prefixes: dict[bytes, Prefix] = {}
         self._prefixes_of: Sequence[TokenBatch] = ()
         self._prefix_bytes = prefix_bytes
+        self._floor = in_use(base.device)  # the base alone, as a rival finds it
 
     def prepare(self, facts: Sequence[Fact], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
         """One batch a fact, with a round of wordings for each of `passes`, the same for every method; no question is put in lower case."""
@@ -133,7 +136,8 @@ class Workshop:
 
     def _self_written(self) -> list[str]:
         tokens = self.background_tokens
-        key = f"{self.base.config.name_or_path}|{self.base.dtype}|{tokens}|{DOCUMENT_TOKENS}"
+        fingerprint = BaseFingerprint.of(self.base).model_dump_json()
+        key = f"{fingerprint}|{self.base.dtype}|{tokens}|{DOCUMENT_TOKENS}"
         path = self._cache and self._cache / f"background-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
         if path and path.exists():
             return list(json.loads(path.read_text(encoding="utf-8")))
@@ -146,10 +150,7 @@ class Workshop:
                 on_progress=lambda done: self.on_progress("background", min(done, tokens), tokens),
             )
         if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(texts), encoding="utf-8")
-            partial.replace(path)
+            write_whole(path, json.dumps(texts))
         return texts
 
     def grafted(self, method: Memory) -> GraftedModel:
@@ -214,7 +215,7 @@ class Workshop:
 
                 start = time.process_time()
                 with (
-                    peak_memory(self.base.device) as peak,
+                    peak_memory(self.base.device, self._floor) as peak,
                     method.taught(
                         self.base, lesson.batches, seed=lesson.seed, background=replayed, in_order=lesson.in_order, on_step=stepped
                     ) as run,
@@ -224,7 +225,7 @@ class Workshop:
                         time.process_time() - start,
                         bytes=run.bytes,
                         losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
-                        peak_bytes=self.own(peak()),
+                        peak_bytes=peak(),
                     )
 
     @contextmanager

@@ -70,7 +70,7 @@ def measure(
     """The scores of a model on a probe.
 
     shots: examples for few-shot frames, the packaged ones if None; a question is never among its own. memory_off: what
-    turns the model into its base, needed by drift probes only. context: what stands in front of a question in few-shot frames.
+    turns the model into its base, needed by drift probes only. context: what stands in front of a question, but for the chat frame.
 
     Raises MeasureError where a value is not finite, DataError for items that don't fit the model.
     """
@@ -79,7 +79,7 @@ def measure(
     elif isinstance(probe, AnswerNLLProbe):
         scores = _measure_answer_nll(probe, model, tokenizer, shots, context)
     elif isinstance(probe, ChoiceProbe):
-        scores = _measure_choice(probe, model, tokenizer)
+        scores = _measure_choice(probe, model, tokenizer, context)
     elif isinstance(probe, TextProbe):
         sums = text_nll(model, tokenizer, probe.texts, window=probe.window, max_tokens=probe.max_tokens)
         scores = _window_scores(probe.name, "text NLL", sums)
@@ -167,8 +167,8 @@ def _measure_answer_nll(
     )
 
 
-def _measure_choice(probe: ChoiceProbe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Scores:
-    prompts = [few_shot_prompt(row.question, ()) for row in probe.questions]
+def _measure_choice(probe: ChoiceProbe, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, context: Context | None) -> Scores:
+    prompts = [few_shot_prompt(row.question, (), context(row.question) if context else "") for row in probe.questions]
     nll = choose(model, tokenizer, prompts, [row.choices for row in probe.questions])
     chosen = [values.index(min(values)) for values in nll]
     return Scores(

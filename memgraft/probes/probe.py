@@ -93,6 +93,8 @@ def load_probe(spec: str) -> QAProbe | AnswerNLLProbe | ChoiceProbe | TextProbe 
         raise DataError(f"{path}: {error.strerror or error}: can't read the probe{hint}") from None
     name = str(path)
     kind = kind or _guess(content, path)
+    if kind in ("text", "drift") and limit == 1:
+        raise DataError(f"{spec}: expected a whole number of at least 2 after '#', tokens of text, got '1'")
     if kind in ("text", "drift"):
         texts = _texts(content, path)
         return (TextProbe if kind == "text" else DriftProbe)(name=path.stem, texts=texts, max_tokens=limit)
@@ -108,14 +110,17 @@ def _split(spec: str) -> tuple[str | None, Path, int | None]:
     if "#" not in place or Path(place).exists():
         return kind, Path(place), None
     place, _, limit = place.rpartition("#")
-    least = 2 if kind in ("text", "drift") else 1
-    if not (limit.isascii() and limit.isdigit() and int(limit) >= least):
-        raise DataError(f"{spec}: expected a whole number of at least {least} after '#', got {limit!r}")
+    if not (limit.isascii() and limit.isdigit() and int(limit) >= 1):
+        raise DataError(f"{spec}: expected a whole number of at least 1 after '#', got {limit!r}")
     return kind, Path(place), int(limit)
 
 
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() in (".jsonl", ".json", ".ndjson")
+
+
 def _guess(content: bytes, path: Path) -> str:
-    if path.suffix not in (".jsonl", ".json", ".ndjson"):
+    if not _is_json(path):
         return "text"
     lines = decoded(content, str(path)).split("\n")
     number, line = next(((number, line) for number, line in enumerate(lines, 1) if line.strip()), (1, "null"))
@@ -131,7 +136,7 @@ def _guess(content: bytes, path: Path) -> str:
 
 
 def _texts(content: bytes, path: Path) -> tuple[str, ...]:
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
+    if _is_json(path):
         return tuple(row.text for row in parse_rows(content, str(path), TextRow))
     text = decoded(content, str(path)).replace("\r\n", "\n")
     if not text.strip():

@@ -7,11 +7,14 @@ from typing import Any
 
 from pydantic import Field
 
+from memgraft.comparison.summary import NOTHING_TO_FORGET
 from memgraft.config import Config
+from memgraft.errors import DataError
 from memgraft.report.equal import BASE, MEASURES, EqualRow, Tone, amount, equal_rows, verdict
 from memgraft.report.page import Number
 
 BROKEN = 3.0  # nats: with this rise a text is 20 times as perplexing, and how much worse a model is tells nothing
+SCORES = {"qa_f1": "F1", "accuracy": "accuracy"}  # measures that are a drop of what the base has
 VERSIONS = ("memgraft", "torch", "transformers", "peft")
 
 
@@ -107,8 +110,13 @@ def comparison_page(
         dtype: of its weights.
         environment: one line for the foot of the page.
         samples: facts shown with everyone's answers.
+
+    Raises:
+        DataError: the base answers none of the probes' questions, and there is no other probe.
     """
-    measure = next(name for name in MEASURES if name in summary["fronts"])
+    measure = next((name for name in MEASURES if name in summary["fronts"]), None)
+    if measure is None:
+        raise DataError(NOTHING_TO_FORGET)
     fronts = summary["fronts"][measure]
     best = {(method, point["label"]) for method, points in fronts.items() for point in points}
     points = [_point(each, measure, (each["method"], each["label"]) in best) for each in summary["settings"] if each["method"] != BASE]
@@ -131,7 +139,7 @@ def comparison_page(
         equal=tuple(row for rows in zip(*equal.values(), strict=True) for row in rows),
         probes=tuple(row for run in chosen if run["method"] != BASE for row in _probes(settings[repr(run["settings"])])),
         already_right=base["learned_f1"]["mean"],
-        remarks=tuple(remarks),
+        remarks=(*remarks, *_unjudged(base, fronts=summary["fronts"])),
         answered_by=tuple(run["method"] for run in chosen),
         samples=tuple(
             Sample(
@@ -183,6 +191,14 @@ def _probes(setting: Mapping[str, Any]) -> Iterator[MethodProbe]:
             low=change["low"],
             high=change["high"],
         )
+
+
+def _unjudged(base: Mapping[str, Any], fronts: Mapping[str, Any]) -> Iterator[str]:
+    """On the probes that tell nothing, since the base is right nowhere."""
+    for measure, metric in SCORES.items():
+        names = [name for name, probe in base["probes"].items() if probe["metric"] == metric]
+        if names and measure not in fronts:
+            yield f"{', '.join(names)}: the base answers none of these questions, so that what is forgotten can't be told by them."
 
 
 def _reach(points: Sequence[MethodPoint]) -> float:

@@ -33,6 +33,7 @@ class EqualRow(Config):
     unit: str
     learned: Number
     reached: bool = Field(description="whether the rival's mean gets as high as the memory's")
+    most: Number = Field(description="the most that a setting on the rival's front learned")
     learned_difference: Number | None = Field(description="learned F1, rival minus memory; none: they were taught different facts")
     learned_low: Number | None
     learned_high: Number | None
@@ -92,6 +93,7 @@ def _equal(method: str, row: Mapping[str, Any], measure: str, memory: Mapping[st
         unit=MEASURES[measure][1],
         learned=row["learned_f1"],
         reached=row["reached"],
+        most=row["most_learned_f1"],
         learned_difference=learned.get("mean"),
         learned_low=learned.get("low"),
         learned_high=learned.get("high"),
@@ -120,7 +122,7 @@ def verdict(own: Mapping[str, Any], equal: Mapping[str, Sequence[EqualRow]]) -> 
     amounts = [f"a {MEASURES[name][0]} of {amount(own['forgotten'][name]['mean'], name)} ({MEASURES[name][1]})" for name in judged]
     start = f"The memory learns F1 {own['learned_f1']:.2f} at {' and '.join(amounts)}."
     asked = next((row for row in equal[judged[0]] if row.method == RETRIEVAL), None)
-    end = f" Retrieval, which teaches nothing, answers with F1 {asked.learned:.2f}." if asked else ""
+    end = f" Retrieval, which teaches nothing, answers with F1 {asked.most:.2f}." if asked else ""
     best = {name: rival for name in judged if (rival := _best(equal[name]))}
     if not best:
         return start + end, "mixed"

@@ -139,9 +139,10 @@ def comparison_plot(points: Sequence[MethodPoint], xlabel: str, reach: float) ->
             )
         if beyond:
             axes.annotate(f"{beyond} beyond →", (1, 1), xycoords="axes fraction", ha="right", va="top", color=_MUTED, fontsize=8)
-        left = min(-0.05 * reach, *(1.1 * point.forgotten for point in points))
+        left = min([-0.05 * reach, *(1.1 * point.forgotten for point in points)])
         axes.set(xlabel=xlabel, ylabel="learned F1", xlim=(left, reach), ylim=(-0.05, 1.08))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, fontsize=8)
+        if methods:
+            axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=columns, fontsize=8)
 
     return _svg("comparison", draw, height=3.7 + 0.2 * -(-len(methods) // columns))
 

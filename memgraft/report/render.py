@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,7 +48,8 @@ def _write(text: str, target: Path) -> Path:
     except OSError as error:
         raise MemgraftError(f"{target}: can't write the report: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # below a file, where nothing was written
+            partial.unlink(missing_ok=True)
     return target
 
 

@@ -75,10 +75,11 @@ class MemoryStore(StoreReader):
         root = Path(path)
         if not root.is_dir():
             raise StoreError(f"{root}: no such folder; make a memory store with `memgraft graft MODEL -o {root}`")
-        manifest = folder.read_manifest(root)
-        problem = next(folder.size_problems(root, manifest), None)
-        if problem:
-            raise StoreError(f"{problem}; restore it from a copy of the store")
+        manifest, earlier = folder.read_manifest(root), None
+        while problem := next(folder.size_problems(root, manifest), None):
+            manifest, earlier = folder.read_manifest(root), manifest
+            if manifest == earlier:  # else another process changed the store meanwhile, and gc may have removed what was listed
+                raise StoreError(f"{problem}; restore it from a copy of the store")
         return cls(root, folder.read_spec(root, manifest), manifest)
 
     def tag(self, name: str, point: str = "now") -> int:
@@ -229,7 +230,15 @@ class MemoryStore(StoreReader):
         """Reads the whole store and checks every digest, id and number; what is wrong, a line each, none when all is well."""
         from memgraft.store.verify import problems
 
-        return list(dict.fromkeys(problems(self, self._manifest)))
+        while found := list(dict.fromkeys(problems(self, self._manifest))):
+            try:
+                now = folder.read_manifest(self.path)
+            except StoreError:
+                break
+            if now == self._manifest:
+                break
+            self._manifest = now  # another process changed the store meanwhile, and gc may have removed what was listed
+        return found
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -244,7 +253,7 @@ class MemoryStore(StoreReader):
         """Under the lock: lets `plan` put the next change together, and commits it."""
         with self.lock():
             current = folder.read_manifest(self.path)  # another process may have changed the store since it was opened
-            if current.files[layout.CONFIG] != self._manifest.files[layout.CONFIG]:
+            if any(current.files[name] != self._manifest.files[name] for name in (layout.CONFIG, layout.MEMORY)):
                 raise StoreError(f"{self.path}: another store was put in its place since it was opened; open it again")
             self._manifest = current
             draft = Draft(self.path, current, self.spec.memory)

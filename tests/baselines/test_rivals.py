@@ -56,6 +56,32 @@ def test_it_learns_and_the_base_is_bit_identical_afterwards(rival: Rival, dtype:
         assert torch.equal(base(input_ids=ids).logits, logits)
 
 
+@pytest.mark.parametrize("rival", [LoRA(rank=4, passes=2), Full(passes=2)], ids=["lora", "full"])
+def test_dropout_is_drawn_with_the_seed(rival: Rival) -> None:
+    base = tiny_model("gpt2", attn_pdrop=0.3, resid_pdrop=0.3)
+    torch.manual_seed(1)
+    state, losses = torch.random.get_rng_state(), []
+    for _ in range(2):
+        with rival.taught(base, BATCHES) as trained:
+            losses.append(trained.losses)
+        torch.rand(3)
+    assert losses[0] == losses[1]
+    torch.manual_seed(1)
+    with rival.taught(base, BATCHES):
+        assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_training_that_is_broken_off_leaves_the_base_out_of_training_mode() -> None:
+    base = tiny_model("gpt2")
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), LoRA(rank=4).taught(base, BATCHES, on_step=stop):
+        pass
+    assert not any(module.training for module in base.modules())
+
+
 @every_rival
 def test_equal_seeds_give_equal_runs_and_leave_the_global_random_state_alone(rival: Rival) -> None:
     def losses(seed: int) -> tuple[float, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from memgraft.baselines import OSF, SGD, Full, LoRA, SHiRA
 from memgraft.cli import main
@@ -85,6 +86,14 @@ def test_what_can_not_be_asked_is_refused_before_anything_is_loaded(
     assert not (folder / "out").exists()
 
 
+def test_a_folder_that_can_t_be_written_is_said_before_anything_is_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "out").write_text("a file", encoding="utf-8")
+    assert compare(folder) == 1
+    assert "can't be made" in capsys.readouterr().err
+    assert compare(folder, "--seed", str(2**64)) == 1
+    assert "--seed" in capsys.readouterr().err
+
+
 def test_an_unknown_method_and_a_drift_probe_are_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compare(folder, methods=("magic",)) == 1
     assert "no method is called 'magic': expected memory, " in capsys.readouterr().err
@@ -133,6 +142,37 @@ def test_settings_that_break_down_are_named_and_not_tried_again(tmp_path: Path) 
     assert ["failed" in run for run in first] == [False, True, False]
     assert summarise(first)["failed"][0]["label"] == "sgd lr 1e+30, 3 passes"
     assert runs() == first
+
+
+def test_what_broke_down_for_another_reason_than_its_settings_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    workshop = Workshop(tiny_model(), tiny_tokenizer(), backgrounds={}, background_tokens=64)
+    facts = [Fact(line=1, question="Who made Ox?", answers=("Ann",))]
+    text = TextProbe(name="prose", texts=("Some prose that must stay.",))
+
+    def runs() -> tuple[dict[str, Any], ...]:
+        path = tmp_path / "runs.jsonl"
+        return run_comparison(workshop, facts, [text], {"full": [Full(passes=1)]}, runs_path=path, identity={}, seconds=99, wordings=2).runs
+
+    with monkeypatch.context() as full:
+        full.setattr("memgraft.baselines.rival.train", fill_the_gpu)
+        assert runs()[1]["failed"] == "OutOfMemoryError: CUDA out of memory"
+    assert "failed" not in runs()[1]
+
+
+def fill_the_gpu(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def test_questions_that_the_base_can_t_answer_end_a_comparison_before_anything_is_taught(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "odd.jsonl").write_text('{"question": "What?", "answers": ["something that it never says"]}\n', encoding="utf-8")
+    own = ["compare", str(folder / "facts.jsonl"), "--model", str(folder / "model"), "--method", "memory", "--background-tokens", "512"]
+    with pytest.raises(SystemExit) as stopped:
+        main([*own, "--probe", f"qa:{folder / 'odd.jsonl'}", "-o", str(folder / "out")])
+    assert stopped.value.code == 1
+    assert "the base answers none of the probes' questions" in capsys.readouterr().err
+    assert [json.loads(line)["method"] for line in (folder / "out" / "runs.jsonl").read_text(encoding="utf-8").splitlines()] == ["base"]
 
 
 @pytest.mark.parametrize("method", [OSF(passes=1), SHiRA(passes=1)], ids=["osf", "shira"])

@@ -64,6 +64,21 @@ def test_a_rival_is_weighted_between_the_settings_that_enclose_the_memorys_learn
     assert lora["text_nll"]["mean_minus_memory"]["mean"] == pytest.approx((0.6 - 0.1) * 3 / 4)
 
 
+def test_a_rival_whose_settings_all_learn_more_is_weighted_with_the_untaught_base() -> None:
+    equal = summarise([BASE, MEMORY, HIGH])["at_equal_learning"]
+    lora = equal["rivals"]["lora"]
+    assert (lora["text_nll"]["learned_f1"], lora["text_nll"]["most_learned_f1"]) == (pytest.approx(0.6), pytest.approx(0.8))
+    assert lora["text_nll"]["forgotten"]["mean"] == pytest.approx(1.0 * 3 / 4 * 0.6 / 0.8)
+    assert lora["qa_f1"]["forgotten"]["mean"] == pytest.approx(0.5 * 0.6 / 0.8)
+    assert lora["text_nll"]["between"][0] == "base"
+
+
+def test_the_drop_of_a_single_question_has_no_interval() -> None:
+    one = [run(method, [1.0], [right], [3.0, 2.0]) for method, right in ((Base(), 1.0), (Memory(), 0.5))]
+    drop = summarise(one)["settings"][1]["forgotten"]["qa_f1"]
+    assert (drop["mean"], drop["low"], drop["high"]) == (0.5, None, None)
+
+
 def test_a_rival_that_never_learns_as_much_is_marked() -> None:
     lora = summarise([BASE, MEMORY, LOW])["at_equal_learning"]["rivals"]["lora"]["text_nll"]
     assert not lora["reached"]

@@ -115,6 +115,28 @@ def test_self_written_text_is_kept_in_the_cache(tmp_path: Path) -> None:
     assert first != ["kept"]
 
 
+def test_self_written_text_of_another_model_of_that_name_is_not_taken(tmp_path: Path) -> None:
+    base = tiny_model()
+    first = Workshop(base, tiny_tokenizer(), background_tokens=64, cache=tmp_path).background()
+    with torch.no_grad():
+        for weight in base.parameters():
+            weight.copy_(torch.randn_like(weight) * 0.1)
+    assert Workshop(base, tiny_tokenizer(), background_tokens=64, cache=tmp_path).background() != first
+
+
+def test_a_rival_does_not_pay_for_the_memory_in_the_same_process(workshop: Workshop) -> None:
+    workshop.grafted(own_memory := own(MEMORY))
+    with workshop.taught(own_memory, lesson(workshop)):
+        pass
+    assert workshop._grafted is not None
+    workshop._grafted[1].ballast = torch.ones(512 * 2**20, dtype=torch.uint8)  # as large tables and background reads are
+    with workshop.taught(Full(passes=1), lesson(workshop)) as taught:
+        assert taught.peak_bytes is not None
+        assert taught.peak_bytes < (workshop._floor or 0) + 256 * 2**20
+        assert not any(module._forward_pre_hooks for module in taught.model.modules())
+    assert any(module._forward_pre_hooks for module in workshop.base.modules()), "the memory is on the base as before"
+
+
 def test_peak_memory_sees_what_was_allocated() -> None:
     with peak_memory(torch.device("cpu")) as peak:
         before = peak()

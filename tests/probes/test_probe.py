@@ -73,6 +73,19 @@ def test_a_limit_that_is_no_number_is_refused(write: Write, limit: str) -> None:
         load_probe(f"{write('web.jsonl', QUESTION)}#{limit}")
 
 
+@pytest.mark.parametrize("kind", ["", "text:"])
+def test_a_limit_of_one_token_of_text_is_refused_in_words(write: Write, kind: str) -> None:
+    with pytest.raises(DataError, match="expected a whole number of at least 2 after '#'"):
+        load_probe(f"{kind}{write('wiki.txt', 'some text')}#1")
+
+
+def test_the_case_of_a_suffix_does_not_turn_questions_into_text(write: Write) -> None:
+    assert isinstance(load_probe(str(write("web.JSONL", QUESTION))), QAProbe)
+    prose = load_probe("text:" + str(write("prose.JSONL", '{"text": "some text"}')))
+    assert isinstance(prose, TextProbe)
+    assert prose.texts == ("some text",)
+
+
 def test_byte_order_mark_crlf_and_blank_lines_change_nothing(write: Write) -> None:
     plain = load_probe(str(write("web.jsonl", QUESTION * 2)))
     assert load_probe(str(write("web.jsonl", b"\xef\xbb\xbf" + (QUESTION * 2).replace("\n", "\r\n\r\n").encode()))) == plain

@@ -11,7 +11,9 @@ import torch
 
 from memgraft.commits import Commit, DataFile, Rows
 from memgraft.errors import StoreError
-from memgraft.store import MemoryStore, StoreSpec, files
+from memgraft.store import MemoryStore, StoreSpec, files, folder
+from memgraft.store import manifest as layout
+from memgraft.store.manifest import Manifest
 
 from .conftest import Lesson
 
@@ -95,6 +97,38 @@ def test_gc_removes_the_files_of_reverted_lessons_and_keeps_their_history(taught
     with pytest.raises(StoreError, match="was reverted already"):
         again.revert(second)
     assert again.gc().lessons == ()
+
+
+def test_a_reader_that_opens_while_gc_removes_sees_the_store_before_or_after(taught: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, waiting = folder.read_manifest, [True]
+
+    def slow(path: Path) -> Manifest:
+        manifest = read(path)
+        if waiting:
+            waiting.clear()
+            taught.gc()
+        return manifest
+
+    reader = MemoryStore.open(taught.path)
+    monkeypatch.setattr(folder, "read_manifest", slow)
+    assert MemoryStore.open(taught.path).history()[-1].op == "gc"
+    assert reader.verify() == [], "opened before gc, it is looked at as it is now"
+    (taught.path / layout.MEMORY).unlink()
+    with pytest.raises(StoreError, match="missing"):
+        MemoryStore.open(taught.path)
+    assert "missing" in reader.verify()[0]
+
+
+def test_a_store_of_other_keys_in_its_place_takes_no_lesson(taught: MemoryStore, lesson: Lesson, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = folder.read_manifest
+
+    def other(path: Path) -> Manifest:
+        manifest = read(path)
+        return manifest.model_copy(update={"files": {**manifest.files, layout.MEMORY: (1, "0" * 64)}})
+
+    monkeypatch.setattr(folder, "read_manifest", other)
+    with pytest.raises(StoreError, match="another store was put in its place"):
+        taught.append(lesson("one more", {"0": {5: 1.0}}))
 
 
 def test_a_lesson_that_gc_removed_can_be_learned_again(taught: MemoryStore, lesson: Lesson) -> None:
