@@ -13,6 +13,7 @@ which something was heard.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
@@ -26,7 +27,7 @@ from memgraft.precision import in_own_precision
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 ALIKE = 0.75  # share of a fact's cues that are heard in another one's where both are of the same subject
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
-KEPT = 128  # cues, of all lessons, that one token can be at the same time: some 40 lessons may be about one name
+KEPT = 1024  # cues, of all lessons, that one token can be at the same time: some 300 facts may be about one name
 AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
 NEVER = 2.0  # a cosine that no token reaches
 
@@ -124,13 +125,14 @@ class Cues:
         return None
 
     def heard(self, queries_BTP: Tensor) -> Tensor:
-        """Which cues each token is: (B, T, M) int64 numbers of cues, nearest first, -1 where there are fewer.
+        """Which cues each token is: (B, T, M) int64 numbers of cues, nearest first, -1 where there are fewer than at another token.
 
         A share of the tokens at a time, so that beside many cues a long text takes no more memory.
         """
         tokens = max(1, AT_ONCE // max(1, len(self)))
         found = [self._heard(part) for part in queries_BTP.flatten(0, 1).split(tokens)]
-        return torch.cat(found).view(*queries_BTP.shape[:-1], KEPT)
+        most = max(each.shape[-1] for each in found)
+        return torch.cat([F.pad(each, (0, most - each.shape[-1]), value=-1) for each in found]).view(*queries_BTP.shape[:-1], most)
 
     def _heard(self, queries_NP: Tensor) -> Tensor:
         with in_own_precision(queries_NP):
@@ -138,7 +140,7 @@ class Cues:
         most = int((above > 0).sum(-1).max()) if above.numel() else 0
         nearest = above.topk(min(KEPT, most), dim=-1)
         found = nearest.indices.masked_fill(nearest.values <= 0, -1)
-        return F.pad(found, (0, KEPT - found.shape[-1]), value=-1)
+        return found if most else found.new_full((len(found), 1), -1)
 
     def open(self, heard_BTM: Tensor) -> Tensor:
         """(B, T) bool: from the token on by which enough cues of one fact were heard, close to each other."""
@@ -211,6 +213,8 @@ class Scopes:
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
+        # Other lessons have other cues, and of no two are all least cosines the same.
+        self.mark = hashlib.sha256(self.cues.least.cpu().numpy().tobytes() + self.cues.facts.cpu().numpy().tobytes()).hexdigest()
 
     def to(self, device: torch.device) -> Scopes:
         """The same on a device."""
@@ -221,11 +225,12 @@ class Scopes:
     def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None) -> dict[int, Opened]:
         """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there."""
         mask_BT = None if mask_BT is None else mask_BT.to(heard_BTM.device)
+        if mask_BT is not None and mask_BT.shape == heard_BTM.shape[:2]:
+            heard_BTM = heard_BTM.masked_fill(~mask_BT.bool()[..., None], -1)
         if mask_BT is not None and mask_BT.shape == heard_BTM.shape[:2] and bool((mask_BT.int().diff(dim=1) < 0).any()):
             # Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
             order_BT = mask_BT.bool().int().argsort(dim=1, stable=True)
-            hidden_BT1 = ~mask_BT.bool().gather(1, order_BT)[..., None]
-            moved_BTM = heard_BTM.gather(1, order_BT[..., None].expand_as(heard_BTM)).masked_fill(hidden_BT1, -1)
+            moved_BTM = heard_BTM.gather(1, order_BT[..., None].expand_as(heard_BTM))
             facts, moved_BTF = self.cues.open_facts(moved_BTM)
             open_BTF = torch.zeros_like(moved_BTF).scatter_(1, order_BT[..., None].expand_as(moved_BTF), moved_BTF)
         else:

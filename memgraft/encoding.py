@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from memgraft.errors import DataError, GraftError, TeachingError
+from memgraft.probes.language_model import adds_special_tokens
 from memgraft.wordings import Wording
 
 if TYPE_CHECKING:
@@ -94,7 +95,9 @@ def encode(
         where = (f"{wording.fields}: " if wording.fields else "") + f"wording {number} ({_excerpt(wording.text)})"
         if not wording.text:
             raise DataError(f"{where}: is empty")
-        tokens = _tokenise(wording.text, tokenizer, special_tokens=wording.special_tokens)
+        # What begins with them, such as a conversation that was written out, is taught as it is.
+        special = wording.special_tokens and adds_special_tokens(tokenizer, wording.text)
+        tokens = _tokenise(wording.text, tokenizer, special_tokens=special)
         targets = _overlaps(tokens, wording.spans) if loss == "answer" else [True] * len(tokens.ids)
         targets[:1] = [False]  # nothing comes before the first token that could predict it
         if True not in targets:

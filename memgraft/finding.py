@@ -18,6 +18,7 @@ from memgraft.covariance import common_questions
 from memgraft.cues import Cues
 from memgraft.grafting import background_states
 from memgraft.precision import in_own_precision
+from memgraft.probes.language_model import context_length
 
 if TYPE_CHECKING:
     from memgraft.encoding import TokenBatch
@@ -78,7 +79,8 @@ def world_of(model: GraftedModel) -> World:
     assert model.background is not None
     if model.world is None:
         parts, _ = model.background.split(model.tokenizer)
-        cased = [*parts, *common_questions(model.tokenizer)]
+        longest = context_length(model.base)
+        cased = [*parts, *(ids[:longest] for ids in common_questions(model.tokenizer))]
         low = [ids for ids in (_lower_case(model, ids) for ids in cased) if ids]  # a text may be fewer tokens in lower case, or none
         found = torch.cat(_queries_of(model, cased))
         model.world = World(found, torch.cat([found, *_queries_of(model, low)]))

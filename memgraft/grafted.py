@@ -7,6 +7,7 @@ enter the block and adds to them. With an empty memory it adds exact zeros, so l
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from memgraft.errors import GraftError
 from memgraft.hearing import cache_among, heard_so_far
 from memgraft.history import History
 from memgraft.memory import MemoryLayer, Tables, ValueTable
+from memgraft.passes import Passes
 from memgraft.store import RevertReport
 from memgraft.usage import Usage
 
@@ -89,10 +91,8 @@ class GraftedModel(nn.Module):
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
         self.answers = None if config.answer_layer is None else AnswerLayer(config.hidden_size)
-        self.opened: dict[int, Tensor] = {}  # number in `scoped` → (B, T) bool, at which tokens it was open in the last pass
-        self.answered: dict[int, Tensor] = {}  # number in `scoped` → (B, T) int64, which of its anchors they were at; -1: none
-        self._open_facts: dict[int, Opened] = {}  # number in `scoped` → what of it is open in this pass
-        self._mask: Tensor | None = None  # (B, all tokens so far) of the pass that runs, 0 at padding; None: there is none
+        self._passes = Passes()
+        self._mask_place = _place_of(base.forward, "attention_mask")
         self._given: dict[int, Opened] | None = None  # takes the place of listening in passes that start at the answer layer
         self._scopes = Scopes((), config.query_dim)
         self._remembered: dict[tuple[str, frozenset[int]], Scoped] = {}  # by lesson and the facts of it that are closed
@@ -110,7 +110,7 @@ class GraftedModel(nn.Module):
             self.answers.to(next(block.parameters()).device)
             self._handles.append(block.register_forward_pre_hook(self._add_answers, with_kwargs=True))
         self._handles += [
-            base.register_forward_pre_hook(self._note_mask, with_kwargs=True),
+            base.register_forward_pre_hook(self._begin_pass, with_kwargs=True),
             base.register_forward_hook(self._drop_mask, always_call=True),
         ]
 
@@ -123,24 +123,25 @@ class GraftedModel(nn.Module):
             self._place(self.scope(number))  # anchors are no buffers
         return self
 
-    def _note_mask(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        self._mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+    def _begin_pass(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        place = self._mask_place
+        mask = args[place] if place is not None and place < len(args) else kwargs.get("attention_mask")
+        self._passes.begin(mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
 
     def _drop_mask(self, *_: Any) -> None:
-        self._mask = None
+        self._passes.current.mask = None  # what starts within the model later has none
 
     def _add_memory(
         self, index: int, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         if not self._enabled or self._given is not None:
             return None
-        memory, hidden_states = self.layer(index), hidden_states_of(args, kwargs)
+        memory, hidden_states, own = self.layer(index), hidden_states_of(args, kwargs), self._passes.current
         if index == 0:  # what is open after a cue is open in all layers
-            self._open_facts = self._listen(hidden_states, cache_among(args, kwargs))
-            self.opened = {number: opened.tokens.any(-1) for number, opened in self._open_facts.items()}
+            own.open_facts = self._listen(hidden_states, cache_among(args, kwargs), own.mask)
+            own.opened = {number: opened.tokens.any(-1) for number, opened in own.open_facts.items()}
         read = []
-        for number, tokens in self.opened.items():
+        for number, tokens in own.opened.items():
             scoped = self.scope(number)
             if scoped.cues.anchors is None and len((table := scoped.tables.table(self.config.table_of(index))).slots):
                 read.append((table, tokens.to(hidden_states.device)))
@@ -150,34 +151,45 @@ class GraftedModel(nn.Module):
 
     def _add_answers(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         assert self.answers is not None
-        self.answered = {}
+        own = self._passes.current
+        own.answered = {}
         if not self._enabled:
             return None
-        opened = self._open_facts if self._given is None else self._given
+        opened = own.open_facts if self._given is None else self._given
         lessons = {n: (cues, opened[n]) for n in opened if (cues := self.scope(n).cues).anchors is not None}
         hidden_states = hidden_states_of(args, kwargs)
         with torch.no_grad():
-            self.answered = self.answers.find(hidden_states, lessons)
-        if not self.answered and self.answers.on_read is None:
+            own.answered = self.answers.find(hidden_states, lessons)
+        if not own.answered and self.answers.on_read is None:
             return None
-        read = [(self.scope(number).tables.table(ANSWERS), at) for number, at in self.answered.items()]
+        read = [(self.scope(number).tables.table(ANSWERS), at) for number, at in own.answered.items()]
         return with_hidden_states(args, kwargs, hidden_states + self.answers(hidden_states, read))
 
     @torch.no_grad()
-    def _listen(self, hidden_states: Tensor, cache: Cache | None) -> dict[int, Opened]:
+    def _listen(self, hidden_states: Tensor, cache: Cache | None, mask: Tensor | None) -> dict[int, Opened]:
         """Of the lessons that have a scope, those that are open, and which facts at which tokens."""
         if not len(self.scoped):
             return {}
         scopes = self._scopes.to(hidden_states.device)
-        heard = heard_so_far(cache, len(self.blocks), scopes.cues.heard(self.cue_queries(hidden_states)))
+        heard = heard_so_far(cache, len(self.blocks), scopes.cues.heard(self.cue_queries(hidden_states)), scopes.mark)
         tokens = hidden_states.shape[1]
-        opened = {number: Opened(facts, open_BTF[:, -tokens:]) for number, (facts, open_BTF) in scopes.open(heard, self._mask).items()}
+        opened = {number: Opened(facts, open_BTF[:, -tokens:]) for number, (facts, open_BTF) in scopes.open(heard, mask).items()}
         return {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
 
     @property
     def open_facts(self) -> dict[int, Opened]:
-        """Of the lessons that were open in the last pass, by number in `scoped`: which facts, at which tokens."""
-        return self._open_facts
+        """Of the lessons that were open in this thread's last pass, by number in `scoped`: which facts, at which tokens."""
+        return self._passes.current.open_facts
+
+    @property
+    def opened(self) -> dict[int, Tensor]:
+        """Of the same lessons, (B, T) bool: at which tokens."""
+        return self._passes.current.opened
+
+    @property
+    def answered(self) -> dict[int, Tensor]:
+        """Of those that answered in this thread's last pass, (B, T) int64: which of its anchors tokens were at; -1: none."""
+        return self._passes.current.answered
 
     @contextmanager
     def given_open(self, opened: dict[int, Opened]) -> Iterator[None]:
@@ -281,6 +293,11 @@ class GraftedModel(nn.Module):
         generate: Any = self.base.generate  # PreTrainedModel itself has none, each causal LM mixes it in
         return generate(*args, **kwargs)
 
+    @property
+    def enabled(self) -> bool:
+        """Whether the memory is on."""
+        return self._enabled
+
     @contextmanager
     def without_memory(self) -> Iterator[PreTrainedModel]:
         """Within, the model is exactly the base model."""
@@ -371,6 +388,13 @@ class GraftedModel(nn.Module):
         for name, value in expected.items():
             value.copy_(tensors[name])
         self.background_reads = self.world = None
+
+
+def _place_of(forward: Callable[..., Any], name: str) -> int | None:
+    """The place of a parameter among those that may be given without their name; None where it has none."""
+    parameters = list(inspect.signature(forward).parameters.values())
+    places = [parameter.name for parameter in parameters if parameter.kind == parameter.POSITIONAL_OR_KEYWORD]
+    return places.index(name) if name in places else None
 
 
 def _is_memorys(hook: Callable[..., Any]) -> bool:

@@ -3,7 +3,7 @@
 Text is often computed in parts: a prompt, then a token at a time. Which tokens of the parts before were cues is kept as one more
 layer of the model's cache, behind its own, and so is cropped, reordered and repeated with it.
 
-Shape suffixes: B sequences, T tokens, M cues kept a token.
+Shape suffixes: B sequences, T tokens, M cues kept a token, as many as the token has that has most.
 """
 
 from __future__ import annotations
@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from memgraft.errors import GraftError
 
 
 class HeardLayer(DynamicLayer):
@@ -32,23 +35,55 @@ class HeardLayer(DynamicLayer):
         super().__init__()  # type: ignore[no-untyped-call]
         movable = (layer for layer in own if isinstance(layer, CacheLayerMixin))
         self._first = next((layer for layer in movable if not (only_non_sliding and getattr(layer, "is_sliding", False))), None)
+        self._lessons: str | None = None  # whose cues' numbers are kept (`Scopes.mark`)
+
+    def append(self, heard_BTM: Tensor, before: int, lessons: str) -> Tensor:
+        """What was heard in all tokens (B, ≥ T, M), in these T last; of `before` tokens those that are not here have heard nothing.
+
+        Raises:
+            GraftError: something was heard before, when other lessons were in the memory: their numbers mean other cues now.
+        """
+        kept = self.keys if self.get_seq_length() else None
+        if kept is not None and self._lessons != lessons and bool((kept > 0).any()):
+            raise GraftError(
+                "the key/value cache is of a text that was computed with other lessons in the memory: "
+                "compute the text again, with a new cache"
+            )
+        self._lessons = lessons
+        states = heard_BTM[:, None].float() + 1  # (B, 1, T, M), as keys are
+        missing = max(0, before - self.get_seq_length())  # computed with the memory off, or before it held a lesson
+        wider = 0 if kept is None else kept.shape[-1] - states.shape[-1]
+        states = F.pad(states, (0, max(0, wider), missing, 0))
+        if kept is not None:
+            self.keys = F.pad(kept, (0, max(0, -wider)))
+        found, _ = self.update(states, states[..., :0])
+        return found[:, 0].long() - 1
 
     def prefetch(self) -> None:
         if self._first is not None:
             self._first.prefetch()
 
 
-def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor) -> Tensor:
-    """The cues of all tokens so far (B, ≥ T, M), those of this pass last; `depth` is the number of the cache's own layers."""
+def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor, lessons: str) -> Tensor:
+    """The cues of all tokens so far (B, ≥ T, M), those of this pass last.
+
+    Args:
+        depth: the number of the cache's own layers.
+        lessons: tells whose cues are numbered (`memgraft.cues.Scopes.mark`).
+
+    Raises:
+        GraftError: see `HeardLayer.append`.
+    """
     if cache is None:
         return heard_BTM
     while len(cache.layers) < depth and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())  # as the cache does itself when a layer is first used
     if len(cache.layers) == depth:
         cache.layers.append(HeardLayer(cache.layers, getattr(cache, "only_non_sliding", False)))
-    states = heard_BTM[:, None].float() + 1  # (B, 1, T, M), as keys are
-    kept, _ = cache.layers[depth].update(states, states[..., :0])  # type: ignore[union-attr]
-    return kept[:, 0].long() - 1
+    layer, last = cache.layers[depth], cache.layers[depth - 1]
+    assert isinstance(layer, HeardLayer)
+    before = int(last.get_seq_length()) if hasattr(last, "get_seq_length") else 0  # of the block that comes last, not computed yet
+    return layer.append(heard_BTM, before, lessons)
 
 
 def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:

@@ -11,7 +11,7 @@ from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
 from memgraft.store.lessons import overlap_of, read_together, still_open
-from memgraft.superseding import closed_facts, closing
+from memgraft.superseding import chain_of, closed_facts, closing, facts_taught
 
 
 class History:
@@ -112,6 +112,14 @@ class History:
     def closing(self, taught: Mapping[str, str | None]) -> dict[str, tuple[str, str]]:
         """Facts that a lesson yet to be taught would hold closed, see `memgraft.superseding.closing`."""
         return closing(self._records(), taught)
+
+    def replaced(self, old: str) -> list[str]:
+        """Ids of the facts that the one of that id superseded, directly or not, as active lessons say."""
+        return chain_of(self._records().values(), old)
+
+    def has_fact(self, id: str) -> bool:
+        """Whether an active lesson taught a fact of that id."""
+        return any(id in facts_taught(record) for record in self._records().values())
 
     def _records(self) -> dict[str, Mapping[str, Any]]:
         return {id: self._record(id) for id in self._active}

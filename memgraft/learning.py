@@ -28,7 +28,7 @@ from memgraft.probes.scores import Scores
 from memgraft.superseding import facts_taught
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.usage import Usage, merge_taught
-from memgraft.wordings import Wording, chat_renderer, keeps_conversations, load_pool, teach_wordings
+from memgraft.wordings import QAPair, Wording, chat_renderer, keeps_conversations, load_pool, teach_wordings
 
 CHUNK_TOKENS = 512  # Lin et al. 2025 §4.2
 MOST_ROUNDS = 16  # of fresh wordings; more passes come back to the first ones
@@ -40,7 +40,7 @@ def prepare(
     """A batch per fact, completion or conversation, and one per chunk of a text.
 
     A fact's batch has a round of wordings for each of up to 16 passes: in fresh frames and contexts every time, what is learned
-    carries over to unseen wordings far better than with the same ones again.
+    carries over to unseen wordings far better than with the same ones again. A round that would be too long has no contexts.
 
     Args:
         path: the file that the examples come from, for messages.
@@ -52,12 +52,10 @@ def prepare(
     chat_of_facts = keeps_conversations(chat) if any(isinstance(example, Fact) for example in examples) else None
     eos = str(tokenizer.eos_token or "")
 
-    def wordings(example: Example, turn: int) -> tuple[Wording, ...]:
+    def wordings(example: Example, turn: int, before: Sequence[QAPair] = contexts) -> tuple[Wording, ...]:
         seed = recipe.seed * 1000 + turn
         form = chat_of_facts if isinstance(example, Fact) else chat
-        return teach_wordings(
-            example, count=recipe.wordings, seed=seed, contexts=contexts, chat=form, eos=eos, lower_case=recipe.lower_case
-        )
+        return teach_wordings(example, count=recipe.wordings, seed=seed, contexts=before, chat=form, eos=eos, lower_case=recipe.lower_case)
 
     def tokens(parts: Sequence[Wording], name: str) -> TokenBatch:
         return encode(parts, tokenizer, name=name, max_length=max_length, loss=recipe.loss)
@@ -68,16 +66,23 @@ def prepare(
         fitting = [low for low in map(Wording.lower, parts) if len(tokenizer(low.text, verbose=False).input_ids) <= max_length]
         return tokens(fitting, fact.name) if fitting and recipe.scope != "everywhere" else None
 
+    def rounds_of(fact: Fact, turn: int, before: Sequence[QAPair] = contexts) -> list[TokenBatch]:
+        fresh = wordings(fact, turn, before)  # at least one for each question and statement, which may be more than a round takes
+        # With more rounds than there are passes, some wordings would never be taught.
+        among = min(max(1, round(len(fresh) / recipe.wordings)), recipe.turns)
+        try:
+            return [tokens(fresh[first::among], fact.name) for first in range(among)]
+        except TeachingError:
+            if not before:
+                raise
+            return rounds_of(fact, turn, ())  # what is too long may be so by what we put in front
+
     def batches_of(example: Example) -> list[TokenBatch]:
         if isinstance(example, Fact):
             rounds: list[TokenBatch] = []
             for turn in range(min(recipe.turns, MOST_ROUNDS)):
-                if len(rounds) > turn:
-                    continue
-                fresh = wordings(example, turn)  # at least one for each question and statement, which may be more than a round takes
-                # With more rounds than there are passes, some wordings would never be taught.
-                among = min(max(1, round(len(fresh) / recipe.wordings)), recipe.turns)
-                rounds += [tokens(fresh[first::among], example.name) for first in range(among)]
+                if len(rounds) <= turn:
+                    rounds += rounds_of(example, turn)
             return [replace(joined(rounds[: recipe.turns]), supersedes=example.supersedes, lower=lower_case(example))]
         if isinstance(example, Text):
             parts = chunk(wordings(example, 0)[0], tokenizer, max_length=min(max_length, CHUNK_TOKENS))
@@ -219,7 +224,7 @@ def learn(
         seconds = time.perf_counter() - start + (keeper.seconds_before if keeper else 0.0)
         after = measure(probe, model.base, model.tokenizer) if probe else None
         cues = lesson.cues and lesson.cues.cues
-        taught = {"taught": taught_ids(examples.examples)}
+        taught = superseding(model, examples.examples)
         unmeasured = Commit(lesson.changes, message, recipe.model_dump(mode="json"), examples.sha256, taught, cues=cues)
         overlaps = model.history.overlaps(unmeasured, model.history.active())
         record: dict[str, Any] = {
@@ -280,6 +285,19 @@ def check_open(model: GraftedModel, examples: Sequence[Example], *, path: str | 
                     f"id: the lesson {lesson[:12]}, which is active, supersedes {example.id!r} by {by!r}, so that nothing would open it; "
                     f"give it another id, say that it supersedes {by!r}, or revert that lesson"
                 )
+
+
+def superseding(model: GraftedModel, examples: Sequence[Example]) -> dict[str, Any]:
+    """For the record: the ids of what is taught, and what that closes. Ask while the lessons are active that it follows."""
+    taught = taught_ids(examples)
+    olds = {id: old for id, old in taught.items() if old is not None}
+    replaced = {id: chain for id, old in olds.items() if (chain := model.history.replaced(old))}
+    nothing = {id: old for id, old in olds.items() if not model.history.has_fact(old)}
+    return {
+        "taught": taught,
+        **({"replaced": replaced} if replaced else {}),
+        **({"superseded_nothing": nothing} if nothing else {}),
+    }
 
 
 def taught_ids(examples: Sequence[Example]) -> dict[str, str | None]:

@@ -14,6 +14,35 @@ def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
     return {id: superseded if isinstance(superseded, str) else None for id, superseded in taught.items()}
 
 
+def replaced_by(record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Id of each fact of a lesson → ids of those that it closes: the one that it superseded, then what that one had superseded by then.
+
+    The second part is the record's own, so that a fact stays closed where a lesson between is taken back.
+    """
+    chains = record.get("replaced")
+    chains = chains if isinstance(chains, dict) else {}
+    found = {}
+    for id, old in facts_taught(record).items():
+        earlier = chains.get(id)
+        older = [each for each in earlier if isinstance(each, str)] if isinstance(earlier, list) else []
+        found[id] = () if old is None else (old, *older)
+    return found
+
+
+def chain_of(records: Iterable[Mapping[str, Any]], old: str) -> list[str]:
+    """Ids of the facts that active lessons, in order, say were superseded by the one of that id; the newest first."""
+    found: dict[str, None] = {}
+    waiting = [old]
+    known = list(map(replaced_by, records))
+    while waiting:
+        id = waiting.pop()
+        older = [each for lesson in known for each in lesson.get(id, ()) if each not in found]
+        found.update(dict.fromkeys(older))
+        waiting += older
+    found.pop(old, None)
+    return list(found)
+
+
 def closed_facts(records: Mapping[str, Mapping[str, Any]], superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
     """For each active lesson, the facts that open nothing any more, as its cues number them.
 
@@ -21,17 +50,16 @@ def closed_facts(records: Mapping[str, Mapping[str, Any]], superseded: Iterable[
         records: of the active lessons, in order, by id.
         superseded: ids of facts that are superseded as well.
     """
-    taught = {id: facts_taught(record) for id, record in records.items()}
+    taught = {id: replaced_by(record) for id, record in records.items()}
     by: dict[str, list[str]] = {}  # fact → the lessons that supersede it, in order
     for id, facts in taught.items():
-        for old in facts.values():
-            if old is not None:
-                by.setdefault(old, []).append(id)
+        for old in dict.fromkeys(each for olds in facts.values() for each in olds):
+            by.setdefault(old, []).append(id)
     given, places = set(superseded), {id: place for place, id in enumerate(records)}
 
     def is_closed(id: str, fact: Any) -> bool:
         def counts(other: str) -> bool:  # the later one counts of two that supersede each other
-            back = not taught[other].keys().isdisjoint(old for old in taught[id].values() if old is not None)
+            back = not taught[other].keys().isdisjoint(old for olds in taught[id].values() for old in olds)
             return other != id and not (back and places[id] > places[other])
 
         return isinstance(fact, str) and (fact in given or any(map(counts, by.get(fact, ()))))
@@ -53,7 +81,7 @@ def closing(records: Mapping[str, Mapping[str, Any]], taught: Mapping[str, str |
     """
     found = {}
     for lesson, record in records.items():
-        theirs = facts_taught(record)
+        theirs = replaced_by(record)
         if theirs.keys().isdisjoint(old for old in taught.values() if old is not None):  # else the later one of the two counts
-            found.update({old: (lesson, new) for new, old in theirs.items() if old is not None and old in taught})
+            found.update({old: (lesson, new) for new, olds in theirs.items() for old in olds if old in taught})
     return found

@@ -236,6 +236,10 @@ def teach(
     """
     if not batches:
         raise TeachingError("nothing to teach: the lesson has no batches")
+    if not model.enabled:
+        raise TeachingError("the memory is off, so that nothing can be written: teach outside `without_memory()`")
+    if torch.is_inference_mode_enabled():
+        raise TeachingError("torch's inference mode keeps no gradients: teach outside `torch.inference_mode()`")
     recipe = recipe.resolved(at_anchors=model.answers is not None)
     usage = model.usage if usage is None else usage
     usages = [usage] * len(batches) if isinstance(usage, Mapping) else list(usage)

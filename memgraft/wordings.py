@@ -29,6 +29,10 @@ Messages = Sequence[Mapping[str, str]]  # {"role": …, "content": …}
 Renderer = Callable[[Messages], str]
 
 _MAX_CONTEXTS = 3
+# Letters of scripts that set no spaces between words, or none between a word and its particles: Thai to Khmer, CJK, kana, Hangul.
+_UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3130-\u318f\u31a0-\u31ff\u3400-\u9fff\uac00-\ud7af\uf900-\ufaff]"
+)
 _STAND_IN = "\ue0f0memgraft\ue0f1"  # private-use characters, which no template and hardly any text holds
 # Some templates write today's date: with a fixed one, Wednesday 1 January 2025, a lesson has the same bytes on every day.
 _DATE = {"%Y": "2025", "%y": "25", "%m": "01", "%B": "January", "%b": "Jan", "%d": "01", "%-d": "1", "%A": "Wednesday", "%a": "Wed"}
@@ -193,12 +197,19 @@ def _chatted(frame: ChatFrame, target: QAPair, context: Sequence[QAPair], chat: 
 def _statement(sentence: str, answer: str) -> Wording:
     """A sentence of its own. To learn: the answer where the sentence leads up to it, else the whole sentence."""
     text = sentence + "\n"
-    places = [match.span() for match in re.finditer(rf"(?<!\w){re.escape(answer)}(?!\w)", sentence) if match.start()]
+    places = [match.span() for match in re.finditer(_as_words(answer), sentence) if match.start()]
     if not places:
         return Wording(text, ((0, len(text)),))
     start, stop = places[-1]
     ends_the_sentence = not re.search(r"\w", sentence[stop:])
     return Wording(text, ((start, len(text) if ends_the_sentence else stop),))
+
+
+def _as_words(text: str) -> str:
+    """A pattern for a text that is not part of longer words. Scripts that write no spaces, or words and particles as one, have no ends."""
+    before = "" if _UNSPACED.match(text[0]) else rf"(?:(?<!\w)|(?<={_UNSPACED.pattern}))"
+    after = "" if _UNSPACED.match(text[-1]) else rf"(?:(?!\w)|(?={_UNSPACED.pattern}))"
+    return before + re.escape(text) + after
 
 
 def _conversation(example: Chat, chat: Renderer | None) -> Wording:

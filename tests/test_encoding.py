@@ -296,3 +296,11 @@ def test_no_character_is_cut_apart():
 def test_only_what_is_learned_as_a_whole_can_be_cut():
     with pytest.raises(ValueError, match="only a text that is learned as a whole can be cut"):
         chunk(Wording("Q: Who? A: Ines", ((11, 15),)), PLAIN, max_length=100)
+
+
+def test_what_begins_with_the_start_token_gets_no_second_one() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=metaspace(), bos_token="<s>")
+    start = tokenizer.bos_token_id
+    for text in ("Who founded it?", "<s>Who founded it?"):
+        (ids,) = encode([Wording(text, ((len(text) - 4, len(text)),))], tokenizer, name="fact", max_length=99).input_ids.tolist()
+        assert ids.count(start) == 1

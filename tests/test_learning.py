@@ -149,6 +149,19 @@ class TestPreparing:
         with pytest.raises(TeachingError, match=r"^line 1: prompt/completion: .*longer than the context"):
             batches_of([{"prompt": "a" * 90, "completion": "b"}], tmp_path, max_length=80)
 
+    def test_what_is_too_long_only_by_the_contexts_in_front_is_taught_without_them(self, tmp_path: Path) -> None:
+        fact = {"question": "Who leads Quill?", "answers": ["Ivo"]}
+        (long,), (short,) = (batches_of([fact], tmp_path, max_length=length) for length in (2000, 100))
+        assert max(len(text) for text in taught_texts([long])) > 100
+        assert max(len(text) for text in taught_texts([short])) <= 100
+        assert all("Quill" in text or "quill" in text for text in taught_texts([short]))
+        with pytest.raises(TeachingError, match="longer than the context"):
+            batches_of([{**fact, "question": "Who leads Quill" * 10}], tmp_path, max_length=100)
+
+    def test_a_model_of_a_short_context_is_taught(self, tmp_path: Path) -> None:
+        model = graft(tiny_model("gpt2", n_positions=96), tiny_tokenizer(), slots=256, top_k=4, background=TEXTS)
+        assert learn(model, data_file(tmp_path, FACTS[1:2]), message="1", recipe=RECIPE, test=False).changes
+
     @pytest.mark.parametrize(
         ("row", "said"),
         [
@@ -416,6 +429,41 @@ class TestSeveralLessons:
             )
             thresholds.append(set(seen))
         assert thresholds == [{model.layer(0).threshold}, {0.0}]
+
+    def test_a_fact_stays_closed_where_the_first_of_two_corrections_is_taken_back(self, tmp_path: Path) -> None:
+        model = grafted()
+        newest = [{"id": "newest", "question": "Who leads the Quill office?", "answers": ["Ann Ode"], "supersedes": "new-head"}]
+        first, second, third = (
+            learn(model, data_file(tmp_path, rows), message=str(number), recipe=RECIPE, test=False)
+            for number, rows in enumerate((FACTS[:1], LATER, newest))
+        )
+        assert third.record["replaced"] == {"newest": ["head"]}
+        assert "replaced" not in second.record
+        model.revert(second.id)
+        assert model.history.scoped() == {first.id: frozenset({0, 1}), third.id: frozenset()}
+        model.save(tmp_path / "store")
+        model.history = History(MemoryStore.open(tmp_path / "store"))
+        assert model.history.scoped() == {first.id: frozenset({0, 1}), third.id: frozenset()}
+        model.revert(third.id)
+        assert model.history.scoped() == {first.id: frozenset()}
+
+    def test_what_supersedes_nothing_is_in_the_record(self, tmp_path: Path) -> None:
+        model = grafted()
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        slip = learn(model, data_file(tmp_path, [{**LATER[0], "supersedes": "haed"}]), message="2", recipe=RECIPE, test=False)
+        assert slip.record["superseded_nothing"] == {"new-head": "haed"}
+        assert model.history.scoped() == {first.id: frozenset(), slip.id: frozenset()}
+        model.revert(slip.id)
+        right = learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False)
+        assert "superseded_nothing" not in right.record
+
+    def test_where_nothing_can_be_written_it_says_so_at_once(self, tmp_path: Path) -> None:
+        model = grafted()
+        file = data_file(tmp_path, FACTS[:1])
+        with model.without_memory(), pytest.raises(TeachingError, match="the memory is off"):
+            learn(model, file, message="1", recipe=RECIPE, test=False)
+        with torch.inference_mode(), pytest.raises(TeachingError, match="inference mode"):
+            learn(model, file, message="1", recipe=RECIPE, test=False)
 
     @pytest.mark.parametrize("taught", [5, ["head"], {"head": ["head"]}])
     def test_a_record_from_elsewhere_that_makes_no_sense_stops_no_lesson(self, tmp_path: Path, taught: Any) -> None:

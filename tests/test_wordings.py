@@ -196,6 +196,11 @@ def test_wordings_depend_on_seed_and_content_and_on_nothing_else():
         ("Ines Dahl founded Ardent Mills.", "Ines Dahl", "Ines Dahl founded Ardent Mills.\n"),  # nothing leads up to it
         ("It was founded by Ms Dahl.", "Ines Dahl", "It was founded by Ms Dahl.\n"),
         ("It costs $5 (net).", "$5 (net)", "$5 (net).\n"),
+        ("日本の首都は東京です。", "東京", "東京"),  # scripts without spaces between words
+        ("한국의 수도는 서울이다.", "서울", "서울"),  # or between a word and its particle
+        ("เมืองหลวงของไทยคือกรุงเทพ", "กรุงเทพ", "กรุงเทพ\n"),
+        ("2020年に開会したのはTokyoです。", "Tokyo", "Tokyo"),
+        ("It was Tokyobay.", "Tokyo", "It was Tokyobay.\n"),
     ],
 )
 def test_of_a_statement_the_answer_is_learned_or_else_all(statement, answer, expected):

@@ -46,7 +46,7 @@ def print_lesson(lesson: dict[str, Any]) -> None:
         print_facts(record.facts)
         say("")
     say(summary(lesson, record))
-    for text in earlier_overlaps(record):
+    for text in (*earlier_overlaps(record), *superseded_nothing(record)):
         say(text)
     say(f"lesson {short(lesson['id'])}: {first_line(lesson['message'])}")
 
@@ -98,6 +98,14 @@ def earlier_overlaps(record: Record) -> list[str]:
     """A line for each earlier lesson on slots of this one."""
     overlaps = [overlap.model_dump() for overlap in record.overlaps]
     return overlap_lines(overlaps, "wrote to {slots} slots of the earlier lesson")
+
+
+def superseded_nothing(record: Record) -> list[str]:
+    """A line for each fact that was to replace one that no active lesson had: mostly a slip of the pen."""
+    return [
+        f"{plain(id)} supersedes {plain(old)}, but no active lesson taught a fact of that id: nothing was closed"
+        for id, old in record.superseded_nothing.items()
+    ]
 
 
 def overlap_lines(overlaps: list[dict[str, Any]], text: str) -> list[str]:

@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from memgraft.cli.console import print_json, say
-from memgraft.cli.lessons import describe, earlier_overlaps, overlap_lines, print_facts, print_history, record_of, summary
+from memgraft.cli.lessons import (
+    describe,
+    earlier_overlaps,
+    overlap_lines,
+    print_facts,
+    print_history,
+    record_of,
+    summary,
+    superseded_nothing,
+)
 from memgraft.cli.options import Json, Lesson, Store
 
 
@@ -27,6 +36,7 @@ def show(store: Store, lesson: Lesson, json: Json = False) -> None:
         say(line)
     for text in (
         *earlier_overlaps(record),
+        *superseded_nothing(record),
         *overlap_lines(found["later_overlaps"], "{slots} of its slots were written again by the later lesson"),
     ):
         say(text)

@@ -48,6 +48,10 @@ class Record(_Measured):
     seconds: float | None = None
     batches_per_minute: float | None = None
     taught: dict[str, str | None] = Field({}, description="id of each fact → id of the one that it replaced")
+    replaced: dict[str, list[str]] = Field({}, description="id of each fact → ids of those that the one it replaced had replaced by then")
+    superseded_nothing: dict[str, str] = Field(
+        {}, description="id of each fact → id that it was to replace, of which no active lesson had a fact"
+    )
     overlaps: list[OverlapRecord] = []
     cues: list[list[str]] | None = Field(None, description="fact by fact the tokens after which it is read; none: every text reads it")
     ids: list[str | None] = Field([], description="of the facts that have cues, in their order")
