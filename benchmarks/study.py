@@ -101,8 +101,8 @@ class Study:
             loaded.model,
             loaded.tokenizer,
             backgrounds={
-                "c4": lambda: read_background(str(data_file(data, Path("text", "c4.jsonl")))),
-                "wikitext": lambda: read_background(str(data_file(data, Path("text", "wikitext2_valid.txt")))),
+                "c4": lambda: list(read_background(str(data_file(data, Path("text", "c4.jsonl"))))),
+                "wikitext": lambda: list(read_background(str(data_file(data, Path("text", "wikitext2_valid.txt"))))),
                 "taught": self._taught_text,
                 "probes": self._probe_text,
             },

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.data import read_examples
 from memgraft.errors import DataError, GraftError
 from memgraft.examples import Text
+from memgraft.probes.generation import generating_by
 from memgraft.probes.language_model import context_length, encode, evaluating
 from memgraft.wordings import chat_renderer
 
@@ -35,6 +37,9 @@ OPENINGS = (
     "The city of", "The history of", "The first", "The most", "The story", "His", "Her", "Their", "Our", "Please", "Let", "Given",
     "Question", "Q:", "Answer", "Note", "Summary", "Table", "def ", "import ", "<p>", "\"", "“", "Yes", "But", "And", "So", "Then",
 )  # fmt: skip
+
+
+_DATASET = re.compile(r"hf:(?P<name>[^:]+)(:(?P<split>[^:\[]+(\[[^\]]*\])?))?(:(?P<field>[^:]+))?")
 
 
 @dataclass(frozen=True)
@@ -60,9 +65,7 @@ def documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, token
     parts: list[list[int]] = []
     left = tokens
     for text in texts:
-        # A chat that the model wrote starts with the start token already.
-        special = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
-        ids = list(tokenizer(text, add_special_tokens=special).input_ids)
+        ids = _ids(text, tokenizer)
         for start in range(0, len(ids), length):
             part = ids[start : start + length][:left]
             if len(part) > 1:
@@ -73,14 +76,37 @@ def documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, token
     return parts
 
 
-def read_background(source: str) -> list[str]:
-    """Texts of a `.txt` file (paragraphs), a `.jsonl` file (field `text`), or `hf:DATASET[:SPLIT[:FIELD]]`.
+def used_texts(texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, *, tokens: int) -> list[str]:
+    """The first texts, up to the one with which `documents` has its `tokens` tokens: no more is read of a large data set, or kept."""
+    used: list[str] = []
+    left = tokens
+    for text in texts:
+        if left < 2:
+            break
+        used.append(text)
+        left -= max(0, len(_ids(text, tokenizer)) - 1)  # of a last part of a single token nothing is used
+    return used
+
+
+def _ids(text: str, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    # A chat that the model wrote starts with the start token already.
+    special = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+    return list(tokenizer(text, add_special_tokens=special).input_ids)
+
+
+def read_background(source: str) -> Iterable[str]:
+    """Texts of a `.txt` file (paragraphs), a `.jsonl` file (field `text`), or `hf:DATASET[:SPLIT[:FIELD]]`; of a data set as it is read.
+
+    A split may be a part of one, as in `hf:allenai/c4:train[:1000]`.
 
     Raises:
         DataError: no such file or data set, or rows without text.
     """
     if source.startswith("hf:"):
-        return _read_dataset(*source.split(":")[1:])
+        named = _DATASET.fullmatch(source)
+        if named is None:
+            raise DataError(f"{source}: expected hf:DATASET[:SPLIT[:FIELD]]")
+        return _read_dataset(named["name"], named["split"] or "train", named["field"] or "text")
     examples = read_examples(Path(source)).examples
     texts = [example.text for example in examples if isinstance(example, Text)]
     if len(texts) < len(examples):
@@ -89,7 +115,7 @@ def read_background(source: str) -> list[str]:
     return texts
 
 
-def _read_dataset(name: str, split: str = "train", field: str = "text") -> list[str]:
+def _read_dataset(name: str, split: str, field: str) -> Iterable[str]:
     try:
         from datasets import load_dataset
     except ImportError as error:
@@ -100,7 +126,7 @@ def _read_dataset(name: str, split: str = "train", field: str = "text") -> list[
         raise DataError(f"hf:{name}: {' '.join(str(error).split())}; check the name, the split and the network") from error
     if field not in rows.column_names:
         raise DataError(f"hf:{name}: no field {field!r}; it has {', '.join(rows.column_names)}")
-    return [text for text in rows[field] if isinstance(text, str) and text.strip()]
+    return (text for text in rows[field] if isinstance(text, str) and text.strip())  # a column is read as it is asked for
 
 
 def chat_openings(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -173,18 +199,17 @@ def write_background(
                 ids[i, width - len(row) :] = torch.tensor(row)
                 mask[i, width - len(row) :] = 1
             before = total
-            with evaluating(model):
-                out = generate(
-                    input_ids=ids.to(model.device),
-                    attention_mask=mask.to(model.device),
-                    max_new_tokens=length - width,
-                    do_sample=True,
-                    temperature=1.0,
-                    top_p=1.0,
-                    top_k=0,
-                    min_p=0.05,
-                    pad_token_id=pad,
-                )
+            sampling = GenerationConfig(
+                do_sample=True,
+                temperature=1.0,
+                top_p=1.0,
+                top_k=0,
+                min_p=0.05,
+                pad_token_id=pad,
+                eos_token_id=model.generation_config.eos_token_id,
+            )
+            with evaluating(model), generating_by(model, sampling):
+                out = generate(input_ids=ids.to(model.device), attention_mask=mask.to(model.device), max_new_tokens=length - width)
             for i, row in enumerate(rows):
                 tail = out[i, width:].tolist()
                 end = next((j for j, token in enumerate(tail) if token in ends), len(tail))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from memgraft.commits import Commit
-from memgraft.errors import DataError
+from memgraft.errors import DataError, MemgraftError
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import check_context, encode
 from memgraft.reads import Recorder, recording
@@ -45,8 +45,10 @@ def blame(model: GraftedModel, prompt: str, answer: str) -> Blame:
     would leave it. Effects of lessons that share slots or tokens don't add up to that of the whole memory.
 
     Raises:
-        DataError: prompt or answer is empty, or both are longer than the context.
+        DataError: prompt or answer is empty, or both are longer than the context. MemgraftError: the memory is off.
     """
+    if not model.enabled:
+        raise MemgraftError("the memory is off, so that no lesson is behind any answer: ask outside `without_memory()`")
     tokenizer = model.tokenizer
     head = encode(tokenizer, prompt)
     tail = tokenizer(answer, add_special_tokens=False, verbose=False)["input_ids"]

@@ -85,3 +85,6 @@ def calibrate(memory: MemoryLayer, hidden_PD: Tensor, *, seed: int, max_points: 
     for head in range(config.heads):
         for half in range(2):
             memory.sub_keys[head, half] = spherical_k_means(queries[:, head, half], config.sub_keys, generator).to(device)
+    if config.gate == "swilu":
+        bound = config.hidden_size**-0.5
+        memory.gate_in.copy_((torch.rand(memory.gate_in.shape, generator=generator) * 2 - 1) * bound)

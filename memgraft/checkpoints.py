@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from torch import Tensor
 
+import memgraft
 from memgraft.canonical import canonical_json, parse_json
 from memgraft.commits import Rows
 from memgraft.cues import Cues
@@ -38,6 +40,9 @@ _WHAT = {
     "base_sha256": "the base model is another, or has another dtype",
     "device": "the device is another",
     "torch": "torch has another version, which may compute other bits",
+    "transformers": "transformers has another version, which may compute other bits",
+    "memgraft": "memgraft has another version, which may teach in another way",
+    "threads": "torch has another number of threads (OMP_NUM_THREADS, torch.set_num_threads), which adds in another order",
     "lessons": "the store's lessons changed since",
 }
 
@@ -55,6 +60,9 @@ class _Identity(_Part):
     base_sha256: str
     device: str
     torch: str
+    transformers: str | None = None
+    memgraft: str | None = None
+    threads: int | None = None  # on a CPU
     lessons: list[str]
 
 
@@ -95,6 +103,9 @@ class Checkpoints:
             base_sha256=hashlib.sha256(base).hexdigest(),
             device=model.device.type,
             torch=str(torch.__version__),
+            transformers=transformers.__version__,
+            memgraft=memgraft.__version__,
+            threads=torch.get_num_threads() if model.device.type == "cpu" else None,
             lessons=model.history.active(),
         )
         found = self._found(model, identity)

@@ -91,7 +91,11 @@ def examine(store: MemoryStore) -> dict[str, Any]:
         from memgraft.commits import union_slots
         from memgraft.persistence import stored_usage
 
-        usage, written = stored_usage(store), [store.slots(id) for id in store.active()]
+        usage, lessons = stored_usage(store), {id: store.slots(id) for id in store.active()}
+        with_cues = [slots for id, slots in lessons.items() if store.cues(id) is not None]
+        facts["behind_cues"] = {"lessons": len(with_cues), "rows": sum(len(each) for slots in with_cues for each in slots.values())}
+        # Rows behind cues are a lesson's own: they take no slot from other texts.
+        written = [slots for id, slots in lessons.items() if store.cues(id) is None]
         facts["tables"] = {
             name: table_health(usage[name], union_slots(slots[name] for slots in written if name in slots), spec.memory.slots)
             for name in spec.memory.tables
@@ -105,7 +109,7 @@ def table_health(usage: Usage, written: Tensor, slots: int) -> dict[str, Any]:
 
     Args:
         usage: of the background.
-        written: (R,) slots that the active lessons wrote.
+        written: (R,) slots that the active lessons wrote which every text reads.
         slots: of the table.
     """
     total = int(usage.accesses.sum())

@@ -52,12 +52,12 @@ def load_gguf(path: Path, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTok
     import transformers
     from filelock import FileLock
 
-    folder = cache_root() / _sha256(path) / f"{dtype}-transformers-{transformers.__version__}"
     try:
+        folder = cache_root() / _sha256(path) / f"{dtype}-transformers-{transformers.__version__}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
         lock.acquire()
-    except OSError:  # no home directory, or one that can't be written: unpack every time
+    except (OSError, RuntimeError):  # no home directory, or one that can't be written: unpack every time
         return _unpack(path, dtype)
     with lock:
         if not folder.is_dir():

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.anchoring import enough_questions, fit_answers
-from memgraft.background import Background, read_background, write_background
+from memgraft.background import Background, read_background, used_texts, write_background
 from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig, first_refusal
@@ -48,7 +48,7 @@ def graft(
     *,
     slots: int = DEFAULT_SLOTS,
     layers: Sequence[int] | None = None,
-    background: str | Sequence[str] | None = None,
+    background: str | Path | Sequence[str] | None = None,
     background_tokens: int = DEFAULT_BACKGROUND_TOKENS,
     seed: int = 0,
     dtype: Dtype = "auto",
@@ -67,7 +67,7 @@ def graft(
             holds no question with its answer, facts too are read by the memory layers.
         background: text that stands for what must be preserved: a `.txt` or `.jsonl` file, `hf:DATASET[:SPLIT[:FIELD]]`, or the
             texts themselves. By default the model writes it.
-        background_tokens: how much of it to use; a tenth is kept out of the usage, to measure drift on.
+        background_tokens: how much of it to use and to keep; a tenth is kept out of the usage, to measure drift on.
         seed: of background, calibration and random directions.
         device: where a model that is loaded here runs: cpu, cuda, cuda:1, mps. A loaded one stays where it is.
         on_progress: called with (stage, done, total).
@@ -78,11 +78,15 @@ def graft(
         DataError: a background that can't be read.
     """
     if isinstance(source, str | Path):
+        if tokenizer is not None:
+            raise GraftError("a model that is loaded here comes with its own tokenizer: give a tokenizer with a loaded model only")
         loaded = load_model(source, dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         model, tokenizer, name = loaded.model, loaded.tokenizer, loaded.source
     else:
         if tokenizer is None:
             raise GraftError("a loaded model needs its tokenizer: graft(model, tokenizer)")
+        if dtype != "auto":
+            raise GraftError(f"a loaded model stays in its dtype: load it in {dtype}, or give its name or folder")
         model, name = source, None
     blocks = find_blocks(model)
     check_causal(model, blocks)
@@ -101,7 +105,7 @@ def graft(
 
 
 def _calibrate(
-    grafted: GraftedModel, background: str | Sequence[str] | None, background_tokens: int, seed: int, on_progress: Progress | None
+    grafted: GraftedModel, background: str | Path | Sequence[str] | None, background_tokens: int, seed: int, on_progress: Progress | None
 ) -> None:
     """Background, usage, and an answer layer that fits the model."""
     model, tokenizer = grafted.base, grafted.tokenizer
@@ -114,8 +118,9 @@ def _calibrate(
         texts = write_background(model, tokenizer, tokens=background_tokens, length=length, seed=seed, on_progress=progress("background"))
         kind = "self-written"
     else:
-        texts = read_background(background) if isinstance(background, str) else list(background)
-        kind = background if isinstance(background, str) else "texts"
+        kind = str(background) if isinstance(background, str | Path) else "texts"
+        given = read_background(kind) if isinstance(background, str | Path) else background
+        texts = used_texts(given, tokenizer, tokens=background_tokens)
     grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=length)
     count_usage(grafted, seed=seed, on_progress=progress("usage"))
     if grafted.answers is not None:

@@ -25,6 +25,7 @@ from memgraft.grafted import GraftedModel
 from memgraft.probes import QAProbe, QuestionRow, measure
 from memgraft.probes.language_model import context_length
 from memgraft.probes.scores import Scores
+from memgraft.store.manifest import check_message
 from memgraft.superseding import facts_taught
 from memgraft.teaching import Lesson, Recipe, Step, teach
 from memgraft.usage import Usage, merge_taught
@@ -179,7 +180,7 @@ def learn(
 
     Args:
         data: a JSONL or text file, or what `read_examples` made of one.
-        message: what the lesson is about, for the log.
+        message: what the lesson is about, for the log; up to 4,000 characters.
         recipe: how it is taught; the default one otherwise.
         test: ask every fact afterwards and put question and answer in the commit's record.
         keep: the data file, to be kept with the lesson, so that it can be taught again.
@@ -194,6 +195,7 @@ def learn(
         GateError: a probe fell.
         StoreError: there is a checkpoint of another lesson. The model is as before, also after Ctrl-C.
     """
+    check_message(message)
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
     recipe = resolved(recipe or Recipe(), model, examples.examples)
     if keep is not None and hashlib.sha256(keep.content).hexdigest() != examples.sha256:

@@ -12,12 +12,16 @@ from typing import Any
 
 from memgraft.errors import MemgraftError
 from memgraft.grafted import GraftedModel
+from memgraft.models import Dtype
 
 try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.huggingface import HFLM
 except ImportError as error:
     raise MemgraftError("evaluating in the harness needs the package lm-eval: pip install 'memgraft[lm-eval]'") from error
+
+
+LOADING = ("pretrained", "revision", "subfolder", "peft", "delta", "parallelize", "autogptq", "gptqmodel", "gguf_file", "tokenizer")
 
 
 def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
@@ -31,12 +35,27 @@ def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
 
 @register_model("memgraft")
 class StoredModel(HFLM):  # type: ignore[misc]  # the harness has no type information
-    """A memory store as a model of the harness: `--model memgraft --model_args store=STORE[,base=MODEL]`, on the harness's `--device`."""
+    """A memory store as a model of the harness: `--model memgraft --model_args store=STORE[,base=MODEL][,dtype=DTYPE]`, on its `--device`.
 
-    def __init__(self, store: str, base: str | None = None, device: str | None = None, **settings: Any) -> None:
+    The base model is loaded as the store says; `dtype` and `trust_remote_code` are `memgraft.load`'s. Settings by which the harness
+    itself would load a model are refused.
+    """
+
+    def __init__(
+        self,
+        store: str,
+        base: str | None = None,
+        device: str | None = None,
+        dtype: Dtype | None = None,
+        trust_remote_code: bool = False,
+        **settings: Any,
+    ) -> None:
         from memgraft.persistence import load
 
-        self.grafted = load(store, model=base, device=device or "cpu")
+        unused = next((name for name in LOADING if settings.get(name)), None)
+        if unused is not None:
+            raise MemgraftError(f"{unused}: the base model is loaded as the store says; leave that out")
+        self.grafted = load(store, model=base, dtype=dtype, device=device or "cpu", trust_remote_code=bool(trust_remote_code))
         settings = {**settings, "device": str(self.grafted.device)}
         super().__init__(pretrained=self.grafted.base, tokenizer=self.grafted.tokenizer, **settings)
 

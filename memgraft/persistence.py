@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -77,6 +78,9 @@ def load(
     ):
         if problem:
             raise StoreError(f"{path}: made for another {what} than {loaded.source}: {problem}; give the right one with --model")
+    warning = store.spec.tokenizer.warning(TokenizerFingerprint.of(loaded.tokenizer))
+    if warning:
+        warnings.warn(f"{path}: {warning}", stacklevel=2)
     grafted = GraftedModel(loaded.model, loaded.tokenizer, store.spec.memory)
     grafted.source = loaded.source
     grafted.load_memory_tensors(store.memory_tensors())
@@ -106,4 +110,4 @@ def _stored_background(store: MemoryStore) -> Background | None:
 
 
 def _dtype(name: str) -> Dtype:
-    return "float32" if name == "float32" else "bfloat16" if name == "bfloat16" else "auto"
+    return cast(Dtype, name) if name in get_args(Dtype) else "auto"

@@ -11,8 +11,17 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from memgraft.background import Background, chat_openings, documents, read_background, starts_documents, write_background
+from memgraft.background import (
+    Background,
+    chat_openings,
+    documents,
+    read_background,
+    starts_documents,
+    used_texts,
+    write_background,
+)
 from memgraft.errors import DataError, GraftError
+from memgraft.grafting import graft
 from tests.models import tiny_model, tiny_tokenizer
 
 CHAT_TEMPLATE = "{% for message in messages %}<{{ message['role'] }}>{{ message['content'] }}<|end|>{% endfor %}"
@@ -31,6 +40,13 @@ class TestWritten:
         assert write_background(tiny_model(), tiny_tokenizer(), tokens=300, length=40, batch_size=4, seed=7) == first
         assert torch.equal(torch.get_rng_state(), state)
         assert write_background(tiny_model(), tiny_tokenizer(), tokens=300, length=40, batch_size=4, seed=8) != first
+
+    def test_a_model_s_own_settings_of_generation_have_no_say(self) -> None:
+        plain, own = tiny_model(), tiny_model()
+        own.generation_config.repetition_penalty, own.generation_config.no_repeat_ngram_size = 5.0, 2
+        texts = [write_background(model, tiny_tokenizer(), tokens=200, length=40, batch_size=4) for model in (plain, own)]
+        assert texts[0] == texts[1]
+        assert own.generation_config.repetition_penalty == 5.0
 
     def test_text_has_the_tokens_that_were_asked_for_in_documents_of_the_given_length(self) -> None:
         done: list[int] = []
@@ -152,6 +168,25 @@ class TestDocuments:
         assert 0 not in plain[1:]
 
 
+class TestUsed:
+    @pytest.mark.parametrize("tokens", [1, 2, 3, 30, 45, 1000])
+    @pytest.mark.parametrize("length", [2, 7, 256])
+    def test_no_more_texts_are_kept_than_documents_are_cut_from(self, tokens: int, length: int) -> None:
+        texts, read = ["a", "", "bc", "Some words.", "x" * 40, "And some more of them."] * 2, []
+        tokenizer = tiny_tokenizer()
+        used = used_texts((read.append(text) or text for text in texts), tokenizer, tokens=tokens)
+        assert used == texts[: len(used)]
+        assert len(read) <= len(used) + 1, "no further text is read"
+        cut = documents(texts, tokenizer, tokens=tokens, length=length)
+        assert documents(used, tokenizer, tokens=tokens, length=length) == cut
+
+    def test_a_store_keeps_the_texts_that_were_used(self) -> None:
+        texts = [f"Text number {number} about the ship." for number in range(300)]
+        model = graft(tiny_model(), tiny_tokenizer(), slots=64, top_k=4, background=texts, background_tokens=200)
+        assert model.background is not None
+        assert 5 < len(model.background.texts) < 12
+
+
 class TestRead:
     def test_paragraphs_of_a_text_file_and_texts_of_a_jsonl_file(self, tmp_path: Path) -> None:
         (tmp_path / "prose.txt").write_text("One.\nStill one.\n\nTwo.\n")
@@ -181,9 +216,12 @@ class TestRead:
             return Rows(text=["One.", "  ", None, "Two."], title=["Three.", "", "", ""])
 
         monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
-        assert read_background("hf:some/set") == ["One.", "Two."]
-        assert read_background("hf:some/set:test:title") == ["Three."]
-        assert asked == [("some/set", "train"), ("some/set", "test")]
+        assert list(read_background("hf:some/set")) == ["One.", "Two."]
+        assert list(read_background("hf:some/set:test:title")) == ["Three."]
+        assert list(read_background("hf:some/set:train[:1000]:title")) == ["Three."]
+        assert asked == [("some/set", "train"), ("some/set", "test"), ("some/set", "train[:1000]")]
+        with pytest.raises(DataError, match=r"expected hf:DATASET\[:SPLIT\[:FIELD\]\]"):
+            read_background("hf:some/set:test:title:more")
         with pytest.raises(DataError, match="hf:some/set: no field 'body'; it has text, title"):
             read_background("hf:some/set:train:body")
         with pytest.raises(DataError, match="hf:nothing: no such data set; check the name, the split and the network"):

@@ -193,6 +193,11 @@ class TestWhatIsFound:
         store.gc()
         assert (store.path / NAME).exists()
 
+    def test_is_refused_for_another_number_of_threads(self, stopped: GraftedModel, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+        with pytest.raises(StoreError, match="torch has another number of threads"):
+            teach(stopped, facts, recipe(), resume=True)
+
     def test_is_refused_for_another_recipe(self, stopped: GraftedModel, facts: Path) -> None:
         with pytest.raises(StoreError, match="can't go on with the lesson 'm': the recipe is another; --restart begins anew"):
             teach(stopped, facts, recipe(seed=1), resume=True)

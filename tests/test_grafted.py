@@ -318,6 +318,29 @@ class TestRefusals:
         with pytest.raises(GraftError, match="tokenizer"):
             graft(tiny_model())
 
+    def test_arguments_that_would_have_no_effect_are_refused(self, tmp_path: Path) -> None:
+        with pytest.raises(GraftError, match="comes with its own tokenizer"):
+            graft(save_tiny_model(tmp_path / "model"), tiny_tokenizer())
+        with pytest.raises(GraftError, match="a loaded model stays in its dtype"):
+            graft(tiny_model(), tiny_tokenizer(), dtype="bfloat16")
+
+    def test_a_background_is_a_path_as_well(self, tmp_path: Path) -> None:
+        (tmp_path / "prose.txt").write_text("\n\n".join(TEXTS))
+        model = graft(tiny_model(), tiny_tokenizer(), slots=64, background=tmp_path / "prose.txt")
+        assert model.background is not None
+        assert model.background.kind == str(tmp_path / "prose.txt")
+
+    def test_a_gate_is_drawn_with_the_seed_and_from_nothing_else(self) -> None:
+        torch.manual_seed(0)
+        state = torch.random.get_rng_state()
+        gates = [
+            graft(tiny_model(), tiny_tokenizer(), slots=64, background=TEXTS, gate="swilu", seed=seed).layer(0).gate_in
+            for seed in (3, 3, 4)
+        ]
+        assert torch.equal(torch.random.get_rng_state(), state)
+        assert torch.equal(gates[0], gates[1])
+        assert not torch.equal(gates[0], gates[2])
+
     def test_a_background_without_text_is_refused(self) -> None:
         with pytest.raises(GraftError, match="background has no text"):
             graft(tiny_model(), tiny_tokenizer(), slots=64, background=[])

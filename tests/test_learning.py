@@ -457,6 +457,13 @@ class TestSeveralLessons:
         right = learn(model, data_file(tmp_path, LATER), message="2", recipe=RECIPE, test=False)
         assert "superseded_nothing" not in right.record
 
+    @pytest.mark.parametrize(("message", "said"), [("", "is empty"), ("x" * 5000, "5,000 characters"), ("\ud800", "not valid UTF-8")])
+    def test_a_message_that_no_store_takes_is_refused_before_anything_is_taught(self, tmp_path: Path, message: str, said: str) -> None:
+        model = grafted()
+        with pytest.raises(DataError, match=said):
+            learn(model, data_file(tmp_path), message=message, recipe=RECIPE, on_step=lambda _: pytest.fail("taught"))
+        assert model.history.active() == []
+
     def test_where_nothing_can_be_written_it_says_so_at_once(self, tmp_path: Path) -> None:
         model = grafted()
         file = data_file(tmp_path, FACTS[:1])

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from memgraft.errors import GraftError
+from memgraft.errors import GraftError, MemgraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import load_model
 from memgraft.probes import choose
@@ -82,5 +83,9 @@ def test_a_store_is_a_model_of_the_harness(tmp_path: Path, tasks: Any) -> None:
 
     made = get_model("memgraft")(store=str(tmp_path / "store"))
     assert len(likelihoods(made, tasks)) == len(ROWS)
+    assert made.grafted.base.dtype == torch.float32
+    assert get_model("memgraft")(store=str(tmp_path / "store"), dtype="bfloat16").grafted.base.dtype == torch.bfloat16
+    with pytest.raises(MemgraftError, match="revision: the base model is loaded as the store says"):
+        get_model("memgraft")(store=str(tmp_path / "store"), revision="main")
     with pytest.raises(GraftError, match="sees "):
         get_model("memgraft")(store=str(tmp_path / "store"), device="cuda:99")

@@ -100,7 +100,7 @@ def test_an_unknown_hub_id_says_that_the_hub_was_not_asked() -> None:
 
 
 def test_an_unknown_dtype_is_refused_before_anything_is_read() -> None:
-    assert "float16" in refusal("nowhere", dtype="float16")
+    assert "float8" in refusal("nowhere", dtype="float8")
 
 
 def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:

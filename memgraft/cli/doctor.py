@@ -84,6 +84,9 @@ def _print_store(store: dict[str, Any]) -> None:
         return
     say("files        all whole")
     say(f"usage        {store['usage_age']}")
+    behind = store["behind_cues"]
+    if behind["lessons"]:
+        say(f"rows         {behind['rows']:,} of {behind['lessons']:,} lessons are read behind cues, and take no slot of those below")
     columns = ("table", "background tokens", "slots used", "accesses by the top 1% of slots", "rows written", "of them read by background")
     rows = [
         (

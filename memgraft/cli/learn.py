@@ -122,7 +122,9 @@ def learn(
     Whatever stops it, an error, Ctrl-C or SIGTERM, leaves the store as it was, but for a checkpoint of a long lesson to go on from.
     A lesson that a gate refuses leaves none: resumed, it would be refused again.
     """
-    _check_message(message)
+    from memgraft.store.manifest import check_message
+
+    check_message(message)  # before anything is loaded
     _open(store)
     from memgraft.data import Fact, read_examples
 
@@ -204,17 +206,3 @@ def _open(store: Path) -> MemoryStore:
     from memgraft.store import MemoryStore
 
     return MemoryStore.open(store)
-
-
-def _check_message(message: str) -> None:
-    """Says at once what saving would say after the lesson."""
-    from memgraft.store.manifest import MESSAGE_LIMIT
-
-    if not message.strip():
-        raise DataError("the message is empty; say with -m what the lesson is about")
-    if len(message) > MESSAGE_LIMIT:
-        raise DataError(f"the message has {len(message):,} characters, at most {MESSAGE_LIMIT:,} fit; shorten it")
-    try:
-        message.encode()
-    except UnicodeEncodeError as error:
-        raise DataError("the message is not valid UTF-8; type it again") from error

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
     from memgraft.store import MemoryStore
 
-DtypeName = Literal["auto", "bfloat16", "float32"]
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 
 Store = Annotated[Path, typer.Argument(metavar="STORE", help="Memory store: the folder that `memgraft graft` made.", show_default=False)]
 Lesson = Annotated[str, typer.Argument(metavar="ID", help="Id of a lesson, or its first characters; see `log`.", show_default=False)]

@@ -76,6 +76,7 @@ class Answers:
         return rows
 
 
+MARK = ".memgraft-demo"  # the file that says that a folder is the demo's
 NLL_TOLERANCE = 0.02  # nats per token
 TAUGHT = 40  # of the demo's 60 facts
 RECIPE = Recipe()
@@ -88,8 +89,12 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
     Args:
         output: the folder; its grafted store is kept, so that a second run need not write background again.
         quick: teach 8 facts only and probe less, to see in a minute that everything works.
+
+    Raises:
+        MemgraftError: the folder has a `store` or `grafted` of its own, which no demo made.
     """
     start = time.perf_counter()
+    _claim(output)
     store = output / "store"
     if store.exists():
         shutil.rmtree(store)  # of an earlier run
@@ -147,6 +152,21 @@ def run_demo(output: Path, *, quick: bool = False) -> dict[str, Any]:
     _write(output, result, lesson, answers, changes)
     say(f"\nresult.json, report.html and the store are in {output}/")
     return result
+
+
+def _claim(output: Path) -> None:
+    """Marks a folder as the demo's, which removes in it what an earlier run left."""
+    mark = output / MARK
+    foreign = [name for name in ("store", "grafted") if (output / name).exists()]
+    if foreign and not mark.exists():
+        raise MemgraftError(
+            f"{output / foreign[0]} exists, and was not made by a demo of this version: choose another folder with --output"
+        )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        mark.touch()
+    except OSError as error:
+        raise MemgraftError(f"{output}: can't be written to: {error.strerror}; choose another folder with --output") from None
 
 
 def _grafted(output: Path, stages: Stages) -> GraftedModel:

@@ -41,7 +41,7 @@ def generate_answers(
     answers = [""] * len(rows)
     settings = _greedy(model, tokenizer, max_new_tokens)
     generate: Any = model.generate
-    with evaluating(model), _generation_config(model, settings), _whole_inputs(model):
+    with evaluating(model), generating_by(model, settings), _whole_inputs(model):
         prefix = compute_prefix(model, rows) if share_prefix else None
         shared = len(prefix) if prefix else 0
         for batch in batches_by_length([len(row) for row in rows], batch_size):
@@ -117,8 +117,8 @@ def _whole_inputs(model: PreTrainedModel) -> Iterator[None]:
 
 
 @contextmanager
-def _generation_config(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
-    # Settings handed to generate() are filled up from the model's own (repetition penalty and the like): swap them instead.
+def generating_by(model: PreTrainedModel, settings: GenerationConfig) -> Iterator[None]:
+    """Within, the model generates by these settings alone: those handed to generate() are filled up from its own, such as a penalty."""
     inner = unwrapped(model)
     own = inner.generation_config
     inner.generation_config = settings

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError
 
 from memgraft.canonical import canonical_json, parse_json
 from memgraft.config import Config
-from memgraft.errors import StoreError
+from memgraft.errors import DataError, StoreError
 from memgraft.store.spec import FORMAT_VERSION
 
 MANIFEST = "manifest.json"
@@ -39,6 +39,18 @@ FileEntry = tuple[Annotated[int, Field(ge=0)], Sha256]  # bytes and digest; a pl
 _POINTS = ("start", "now")
 # Which operation may follow which on one lesson.
 _POSSIBLE = {("learn", None), ("learn", "revert"), ("learn", "gc"), ("revert", "learn"), ("gc", "revert")}
+
+
+def check_message(message: str) -> None:
+    """DataError for a lesson's message that no history could take."""
+    if not message.strip():
+        raise DataError("the message is empty; say what the lesson is about")
+    if len(message) > MESSAGE_LIMIT:
+        raise DataError(f"the message has {len(message):,} characters, at most {MESSAGE_LIMIT:,} fit; shorten it")
+    try:
+        message.encode()
+    except UnicodeEncodeError as error:
+        raise DataError("the message is not valid UTF-8; type it again") from error
 
 
 class HistoryEntry(Config):

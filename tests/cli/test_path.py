@@ -249,7 +249,11 @@ def test_doctor_examines_installation_store_and_base(run: Run, taught: Path, mod
     assert report["store"]["base_mismatch"] is None
     table = report["store"]["tables"]["0"]
     store = MemoryStore.open(taught)
-    assert table["rows_written"] == len(torch.cat([store.slots(id)["0"] for id in store.active()]).unique())
+    read = {behind: [store.slots(id) for id in store.active() if (store.cues(id) is not None) == behind] for behind in (True, False)}
+    everywhere = torch.cat([torch.zeros(0, dtype=torch.int64), *(slots["0"] for slots in read[False])])
+    assert table["rows_written"] == len(everywhere.unique())
+    rows = sum(len(each) for slots in read[True] for each in slots.values())
+    assert report["store"]["behind_cues"] == {"lessons": len(read[True]), "rows": rows}
     assert 0 < table["slots_used"] <= 1
     out = run("doctor", taught).out
     for part in ("bfloat16", "all whole", str(model_folder), "2 active of 2", "still exact", "top 1%"):
