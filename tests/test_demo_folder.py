@@ -32,6 +32,18 @@ def test_a_folder_of_an_earlier_demo_is_used_again(tmp_path: Path, monkeypatch: 
             run.run_demo(tmp_path / "demo")
 
 
+def test_a_folder_of_a_demo_from_before_there_was_a_mark_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "_grafted", stopped)
+    (tmp_path / "store").mkdir()
+    (tmp_path / "result.json").write_text('{"revert_bit_equal": true}', encoding="utf-8")
+    with pytest.raises(KeyboardInterrupt):
+        run.run_demo(tmp_path)
+
+
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_place_that_can_t_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(MemgraftError, match="can't be written to"):

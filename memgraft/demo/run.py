@@ -158,15 +158,22 @@ def _claim(output: Path) -> None:
     """Marks a folder as the demo's, which removes in it what an earlier run left."""
     mark = output / MARK
     foreign = [name for name in ("store", "grafted") if (output / name).exists()]
-    if foreign and not mark.exists():
-        raise MemgraftError(
-            f"{output / foreign[0]} exists, and was not made by a demo of this version: choose another folder with --output"
-        )
+    if foreign and not mark.exists() and not _is_result(output / "result.json"):
+        raise MemgraftError(f"{output / foreign[0]} exists, and was not made by a demo: choose another folder with --output")
     try:
         output.mkdir(parents=True, exist_ok=True)
         mark.touch()
     except OSError as error:
         raise MemgraftError(f"{output}: can't be written to: {error.strerror}; choose another folder with --output") from None
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is what a demo writes in the end; earlier ones made no mark."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(result, dict) and "revert_bit_equal" in result
 
 
 def _grafted(output: Path, stages: Stages) -> GraftedModel:
