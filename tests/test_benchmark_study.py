@@ -156,7 +156,9 @@ def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_el
     assert run["scores"]["wikitext"] == {"metric": "text NLL", "values": [3.0, 6.0], "weights": [9.0, 1.0]}
 
 
-def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Path, model: Path, tmp_path: Path) -> None:
+def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
+    data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     own = smoke(data, tmp_path / "recipe", "--model", str(model))
     own += ["--background-tokens", "512", "--jobs", "1"]
     assert recipe.main([*own, "--parts", "taught"]) == 0
@@ -173,8 +175,16 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(data: Pat
     assert "A stream of 3 facts" in page
     assert found["frames"].keys() == {"few-shot", "zero-shot", "sentence"}  # no chat template
     assert found["stream_retention"]["3"]["seeds"] == [0]
-    assert [point["facts"] for point in summary["parts"]["stream"][0]["points"]] == [1, 2, 3]
+    assert [point["facts"] for point in summary["parts"]["stream"][0]["points"]] == [3]
     assert found["stream_retention"]["3"]["probes"].keys() == {"webquestions", "triviaqa", "popqa", "nq_open", "gsm8k", "wikitext"}
+
+    # A longer stream goes on where the shorter one ended, and a shorter one can't be had from it.
+    assert recipe.main([*own, "--parts", "stream", "--stream-facts", "4"]) == 0
+    visits = lines(next((tmp_path / "cache" / "recipe").glob("stream-*.jsonl")))
+    assert [visit.get("facts") for visit in visits] == [None, None, None, 3, None, 4]
+    capsys.readouterr()
+    assert recipe.main([*own, "--parts", "stream", "--stream-facts", "2"]) == 1
+    assert "4 lessons that a stream of 2 facts does not begin with" in capsys.readouterr().err
 
 
 def test_parts_are_pooled_over_the_seeds_of_the_latest_settings() -> None:

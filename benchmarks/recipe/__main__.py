@@ -37,13 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = parser_of("python -m benchmarks.recipe", "What the default recipe learns, keeps and leaves alone.")
     parser.set_defaults(output=Path("results", "recipe"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
-    parser.add_argument("--facts", type=int, default=200, help="of the one lesson (default: %(default)s)")
-    parser.add_argument("--changed", type=int, default=100, help="facts that get another answer, of each kind (default: %(default)s)")
-    parser.add_argument("--stream-facts", type=int, default=1000, help="facts of the stream (default: %(default)s)")
+    parser.add_argument("--facts", type=int, help="of the one lesson (default: 200)")
+    parser.add_argument("--changed", type=int, help="facts that get another answer, of each kind (default: 100)")
+    parser.add_argument(
+        "--stream-facts", type=int, help="facts of the stream (default: 1000); a longer one goes on where a shorter one ended"
+    )
     parser.add_argument("--seeds", type=int, default=1, help="how often each part is run (default: %(default)s)")
     options = parser.parse_args(argv)
-    if options.smoke:
-        options.facts, options.changed, options.stream_facts = 4, 2, 3
+    for name, usual, small in (("facts", 200, 4), ("changed", 100, 2), ("stream_facts", 1000, 3)):
+        if getattr(options, name) is None:
+            setattr(options, name, small if options.smoke else usual)
     try:
         study = study_of(options)
         bench = Bench(study, options.cache / "recipe")

@@ -22,19 +22,26 @@ from memgraft.probes import QuestionRow, f1
 from memgraft.teaching import Recipe
 
 SAVED = 20  # lessons at a time
-PARTS = (0.1, 0.5, 1.0)  # of the stream, after which the probes are measured
+POINTS = (100, 500, 1000, 1500, 2000)  # facts after which the probes are measured, as at the end
 
 
 def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
-    """Teach so many facts that the base answers wrongly, of the test split and then of the tuning split; then ask all of them again."""
+    """Teach so many facts that the base answers wrongly, of the test split and then of the tuning split; then ask all of them again.
+
+    A longer stream of the same seed begins with the same facts, and goes on in the same store. Raises DataError where the store holds
+    other lessons, or more than are asked for.
+    """
     chosen = stream_rows(bench, facts, seed)
-    grafted = bench.stored("stream", chosen, seed)
+    grafted = bench.stored("stream", [], seed)
     assert grafted.history.store is not None
     path = grafted.history.store.path.with_suffix(".jsonl")
     visits = read_runs(path)
-    taught = {grafted.history.commit(id).message for id in grafted.history.active()}
     rows = taught_rows(bench.study.rows, Selection(taught=tuple(chosen), control=()))
-    points = sorted({max(1, round(part * len(chosen))) for part in PARTS})
+    asked = [visit for visit in visits if visit.isdecimal()]
+    if asked != [str(number) for number in chosen[: len(asked)]]:
+        raise DataError(f"{path}: {len(asked)} lessons that a stream of {facts} facts does not begin with: take another --cache")
+    taught = {grafted.history.commit(id).message for id in grafted.history.active()}
+    points = sorted({point for point in POINTS if point < len(chosen)} | {len(chosen)})
     for place, (number, row) in enumerate(zip(chosen, rows, strict=True), 1):
         fact = Fact(line=place, **row)
         if fact.name not in taught or str(number) not in visits:
