@@ -153,7 +153,7 @@ def analyse_facts(study: Study, count: int, page: Path) -> None:
     figures = []
     with study.workshop.taught(method, material.lesson):
         grafted = study.workshop.grafted(method)
-        for index, batch, fact in zip(taught, material.lesson.batches, material.lesson.facts, strict=True):
+        for index, batch, fact in zip(taught, material.lesson.batches, material.facts, strict=True):
             probe = question_probe("asked", [study.rows[index]], SHOTS)
 
             def ask(probe: QAProbe = probe) -> float:

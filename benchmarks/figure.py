@@ -1,7 +1,7 @@
 """A study's figure, from its summary.
 
     python -m benchmarks.figure results/pareto/summary.json docs/pareto.svg      # README's: learned against forgotten
-    python -m benchmarks.figure results/stream/summary.json docs/stream.svg      # both, along the stream
+    python -m benchmarks.figure results/stream/summary.json docs/stream.svg      # both, along the stream; or documents
     python -m benchmarks.figure results/ranking/summary.json docs/ranking.svg    # both, over t
 
 Learned against forgotten shows every setting of every method: the test split where all methods have runs there, else the tuning split. A
@@ -20,6 +20,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from benchmarks.results.studies import winners
+from benchmarks.study import STREAMS
 from memgraft.comparison.summary import BASE, MEMORY
 
 COLORS = ("#b5482f", "#c98a1b", "#6a51a3", "#4a7c3a", "#a03a6e", "#70543e", "#777777", "#333333", "#9aa83a")
@@ -31,7 +32,7 @@ def draw(summary: Path, target: Path) -> None:
     found = json.loads(summary.read_text(encoding="utf-8"))
     with rc_context({"svg.hashsalt": "memgraft", "svg.fonttype": "none", "font.size": 10}):
         figure = Figure(figsize=(7.6, 4.2 if found["study"] == "pareto" else 3.2), layout="constrained")
-        {"pareto": _fronts, "stream": _along, "ranking": _over_t}[found["study"]](figure, found)
+        {"pareto": _fronts, "stream": _along, "documents": _along, "ranking": _over_t}[found["study"]](figure, found)
         for axes in figure.axes:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(color="#e2e2e2", linewidth=0.8)
@@ -62,10 +63,12 @@ def _fronts(figure: Figure, found: Mapping[str, Any]) -> None:
 def _along(figure: Figure, found: Mapping[str, Any]) -> None:
     (base,) = (setting for setting in found["test"]["settings"] if setting["method"] == BASE)
     text = base["probes"]["wikitext"]["before"]
-    streams = {stream["method"]: stream["along"] for stream in found["streams"] if stream["along"]}
-    learned = {method: [(point["facts"], point["learned_f1"]) for point in points] for method, points in streams.items()}
-    rises = {method: [(point["facts"], point["wikitext"] - text) for point in points] for method, points in streams.items()}
-    _lines(figure, learned, rises, "facts taught, one after the other")
+    unit = STREAMS[found["study"]]
+    best = {(setting["method"], setting["label"]) for setting in winners(found["test"]["settings"])}
+    streams = {each["method"]: each["along"] for each in found["streams"] if each["along"] and (each["method"], each["label"]) in best}
+    learned = {method: [(point[unit], point["learned_f1"]) for point in points] for method, points in streams.items()}
+    rises = {method: [(point[unit], point["wikitext"] - text) for point in points] for method, points in streams.items()}
+    _lines(figure, learned, rises, f"{unit} taught, one after the other")
 
 
 def _over_t(figure: Figure, found: Mapping[str, Any]) -> None:

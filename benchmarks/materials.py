@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +45,13 @@ class Material:
     lesson: Lesson
     probes: tuple[QAProbe, ...]  # learned, control
     overlaps: dict[str, list[int]]  # probe → rows that ask for a taught fact
+    each: int = 1  # questions about each fact or document that is taught
+    texts: tuple[str, ...] = ()  # of documents
+
+    @property
+    def facts(self) -> list[Fact]:
+        """What is taught, where it is facts."""
+        return [example for example in self.lesson.facts if isinstance(example, Fact)]
 
 
 class Materials:
@@ -115,12 +123,20 @@ class Materials:
         own = [
             index for index, row in enumerate(self.rows) if split_of(row) == choice.split and not (choice.split == "test" and index in SEEN)
         ]
+        with self._asking() as is_wrong:
+            chosen = select_facts(
+                [self.rows[index] for index in own], lambda some: is_wrong([own[index] for index in some]), choice.facts, choice.seed
+            )
+        return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
+
+    @contextmanager
+    def _asking(self) -> Iterator[Callable[[Sequence[int]], list[bool]]]:
+        """Within, a function that says which of some rows the base answers wrongly. It is asked each once, and that is kept at the end."""
         path = self.output / "asked.json"
         kept = self._kept(path) or {"identity": self.identity, "wrong": {}}
         wrong: dict[str, bool] = kept["wrong"]
 
-        def is_wrong(chosen: Sequence[int]) -> list[bool]:
-            rows = [own[index] for index in chosen]
+        def is_wrong(rows: Sequence[int]) -> list[bool]:
             asked = [row for row in rows if str(row) not in wrong]
             if asked:
                 probe = question_probe("candidates", [self.rows[row] for row in asked], SHOTS)
@@ -130,10 +146,9 @@ class Materials:
             return [wrong[str(row)] for row in rows]
 
         before = len(wrong)
-        chosen = select_facts([self.rows[index] for index in own], is_wrong, choice.facts, choice.seed)
+        yield is_wrong
         if len(wrong) > before:
             write_json(path, kept, indent=None)
-        return Selection(taught=tuple(own[i] for i in chosen.taught), control=tuple(own[i] for i in chosen.control))
 
     def _sure(self) -> dict[int, str]:
         """Number of a row → the base's answer, of those that it is sure of; all rows are asked once."""

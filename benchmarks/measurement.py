@@ -16,6 +16,7 @@ from memgraft.errors import DataError
 from memgraft.probes import QAProbe, QuestionRow, TextProbe, load_probe
 
 FACTS = Path("facts", "entityquestions.jsonl")
+STATEMENTS = Path("facts", "wikidyk.jsonl")
 QUESTIONS = Path("probes", "webquestions.jsonl")
 TEXT = Path("text", "wikitext2_test.txt")
 SHOTS = 5  # examples in front of a test question

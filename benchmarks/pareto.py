@@ -1,7 +1,7 @@
 """Learning against forgetting, the memory and its rivals, each at its best settings: docs/protocol.md carried out.
 
     python -m benchmarks.pareto --data FOLDER                    # results/pareto: tuning, then the test split
-    python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream: one thing varied
+    python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream, documents
     python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
 
 Two runs at a time, each on half of the cores. Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command
@@ -22,9 +22,9 @@ import torch
 
 from benchmarks.base_model import add_model_options
 from benchmarks.jobs import Runner, add_jobs_option, check_jobs, threads_of
-from benchmarks.measurement import FACTS, data_file, read_rows
+from benchmarks.measurement import read_rows
 from benchmarks.settings import STUDIES
-from benchmarks.study import Sizes, Study
+from benchmarks.study import Sizes, Study, taught_data
 from memgraft.errors import DataError, MemgraftError
 from memgraft.models import demo_model_path
 
@@ -86,7 +86,7 @@ def study_of(options: argparse.Namespace) -> Study:
         only=options.methods,
         sizes=sizes,
         data=options.data,
-        rows=read_rows(data_file(options.data, FACTS)),
+        rows=read_rows(taught_data(options.study, options.data)),
         source=options.model or str(demo_model_path()),
         dtype=options.dtype,
         device=options.device,

@@ -16,7 +16,7 @@ from memgraft.errors import DataError
 
 
 class Selection(Config):
-    """Row numbers, from 0, of the data set's file. `control[i]` is of the same relation as `taught[i]`."""
+    """Row numbers, from 0, of the data set's file. `control[i]` is of the same relation as `taught[i]`, where there are relations."""
 
     taught: tuple[int, ...]
     control: tuple[int, ...]

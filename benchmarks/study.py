@@ -15,16 +15,17 @@ import torch
 from pydantic import Field
 from transformers import PreTrainedModel
 
+from benchmarks.documents import Documents
 from benchmarks.jobs import Runner, finished
 from benchmarks.materials import NOTHING, Choice, Material, Materials
-from benchmarks.measurement import FACTS, data_file
+from benchmarks.measurement import FACTS, STATEMENTS, data_file
 from benchmarks.probes import load_probes
 from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.baselines import Retrieval
 from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
-from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
+from memgraft.comparison.methods import AnyMethod, Base, Memory, described, method_of, settings
 from memgraft.comparison.peak import highest
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, balance, fronts_of, grouped, pools, summarise
@@ -36,7 +37,8 @@ from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
 FINALISTS = 3
 NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
-EARLIEST = 10  # facts of a stream whose retention is followed
+STREAMS = {"stream": "facts", "documents": "documents"}  # study → what comes one after the other
+EARLIEST = 10  # questions about a stream's beginning that are followed
 
 
 class Sizes(Config):
@@ -95,7 +97,7 @@ class Study:
             "model": Path(source).name,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
             "device": self.device.type,
-            "data_sha256": hashlib.sha256(data_file(data, FACTS).read_bytes()).hexdigest(),
+            "data_sha256": hashlib.sha256(taught_data(name, data).read_bytes()).hexdigest(),
         }
         self.workshop = Workshop(
             loaded.model,
@@ -113,13 +115,13 @@ class Study:
         self.arithmetic = self.workshop.arithmetic()
         self.base_scores = BaseScores(output / "base.json", {**self.identity, "arithmetic": self.arithmetic}, self._measure_base)
         self.runs_path = output / "runs.jsonl"
-        self.materials = Materials(
+        self.materials = (Documents if name == "documents" else Materials)(
             rows,
             self.workshop,
             self.probes,
             passes=max(getattr(method, "passes", 1) for each in self.methods.values() for method in each),
             wordings=sizes.wordings,
-            in_order=name == "stream",
+            in_order=name in STREAMS,
             output=output,
             identity=self.identity,
         )
@@ -211,7 +213,7 @@ class Study:
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
         if self.name != "pareto":
-            facts = self.sizes.test_facts if self.name == "stream" else self.sizes.tuning_facts
+            facts = self.sizes.test_facts if self.name in STREAMS else self.sizes.tuning_facts
             yield list(self._tasks(Choice("test", facts, 0), self.methods))
             return
         yield list(self._tasks(Choice("tuning", self.sizes.tuning_facts, 0), self.methods))
@@ -232,8 +234,10 @@ class Study:
 
     def _run(self, task: Task) -> dict[str, Any]:
         material = self._current = self.materials.of(task.choice)
-        points = _checkpoints(len(material.lesson.facts)) if self.name == "stream" else set()
+        points = _checkpoints(len(material.lesson.facts)) if self.name in STREAMS else set()
         along: list[dict[str, Any]] = []
+        if isinstance(task.taught_as, Memory):
+            self.workshop.grafted(task.taught_as)  # once a model: no part of what the stream takes
         start, lost = time.process_time(), 0.0  # CPU seconds; lost ones are those of measuring along the way
 
         def on_step(model: PreTrainedModel, done: int, total: int, written: Written | None) -> None:
@@ -246,13 +250,13 @@ class Study:
                     "peak_bytes": self.workshop.own(highest()),
                     **(written or Written())._asdict(),
                 }
-                along.append({"facts": count, **costs, **self._along(model, material, count)})
+                along.append({STREAMS[self.name]: count, **costs, **self._along(model, material, count)})
                 lost += time.process_time() - now
 
         for count in sorted(points) if isinstance(task.taught_as, Retrieval) else ():
             with self.workshop.taught(task.taught_as, replace(material.lesson, facts=material.lesson.facts[:count])) as taught:
                 costs = {"seconds": taught.seconds, "peak_bytes": None, "rows": None, "bytes": taught.bytes}
-                along.append({"facts": count, **costs, **self._along(taught.model, material, count, taught.context)})
+                along.append({STREAMS[self.name]: count, **costs, **self._along(taught.model, material, count, taught.context)})
         with self.workshop.taught(task.taught_as, material.lesson, on_step) as taught:
             now = time.process_time()
             scores = self._scores(task, taught)
@@ -290,13 +294,23 @@ class Study:
     def _along(
         self, model: PreTrainedModel, material: Material, count: int, context: Callable[[str], str] | None = None
     ) -> dict[str, float]:
-        """In the middle of a stream: all facts taught so far, the earliest ones, and what must not get worse."""
+        """In the middle of a stream: all that was taught so far, the earliest of it, and what must not get worse.
+
+        Of documents their own text as well: its NLL, and by how much the base's is more.
+        """
         learned = material.probes[0]
-        so_far = learned.model_copy(update={"questions": learned.questions[:count]})
+        so_far = learned.model_copy(update={"questions": learned.questions[: count * material.each]})
         values = measure_all(model, self.workshop.tokenizer, [so_far, *self.probes], context)
         so_far_f1 = values.pop(LEARNED)["values"]
-        kept = {name: _mean(**_part(measured)) for name, measured in values.items()}
-        return {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST]), **kept}
+        taught = {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST])}
+        early = EARLIEST // material.each
+        for name, texts in {"text": material.texts[:count], "earliest_text": material.texts[: min(count, early)]}.items():
+            if texts:
+                probe = TextProbe(name=name, texts=texts)
+                (now,) = measure_all(model, self.workshop.tokenizer, [probe]).values()
+                taught[f"{name}_nll"] = _mean(**_part(now))
+                taught[f"{name}_gain"] = round(_mean(**_part(self.base_scores.of(probe))) - taught[f"{name}_nll"], 6)
+        return {**taught, **{name: _mean(**_part(measured)) for name, measured in values.items()}}
 
     def _measure_base(self, probe: AnyProbe) -> Measured:
         with self.workshop.taught(Base(), NOTHING) as taught:
@@ -322,8 +336,10 @@ class Study:
             **_without(self.sizes),
             **{split: part for split, part in parts.items() if part},
         }
-        if self.name == "stream":
-            summary["streams"] = [{"method": run["method"], "along": run.get("along", [])} for run in runs]
+        if self.name in STREAMS:
+            summary["streams"] = [
+                {"method": run["method"], "label": described(method_of(run["settings"])), "along": run.get("along", [])} for run in runs
+            ]
         write_json(self.output / "summary.json", summary)
 
 
@@ -364,6 +380,11 @@ def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
     elif "passes" in values and sizes.passes is not None:
         values["passes"] = sizes.passes
     return method_of(values)
+
+
+def taught_data(study: str, data: Path) -> Path:
+    """The file of what a study teaches. Raises DataError if it is not there."""
+    return data_file(data, STATEMENTS if study == "documents" else FACTS)
 
 
 def _on_any_machine(recipe: Mapping[str, Any]) -> str:

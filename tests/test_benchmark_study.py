@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 
 from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
 from benchmarks import study as studies
+from benchmarks.documents import STATEMENTS_EACH, select_statements
 from benchmarks.figure import draw
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
@@ -48,6 +50,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     facts = [row(relation, f"Subject {relation}{i}", f"Answer{i}") for relation in RELATIONS for i in range(40)]
     files: dict[str, list[dict[str, Any]]] = {"facts/entityquestions.jsonl": facts}
+    files["facts/wikidyk.jsonl"] = [
+        {"question": f"Who saw number {i}?", "answers": [f"Answer{i}"], "statement": f"Answer{i} saw number {i} of the many."}
+        for i in range(60)
+    ]
     for name in ("webquestions", "triviaqa", "popqa", "nq_open"):
         files[f"probes/{name}.jsonl"] = [{"question": f"Which {name} {i}?", "answers": ["one"]} for i in range(4)]
     files["probes/gsm8k.jsonl"] = [{"question": f"1 + {i}?", "answer": str(i + 1)} for i in range(4)]
@@ -228,6 +234,44 @@ def test_a_stream_is_followed_along_the_way(data: Path, model: Path, tmp_path: P
     drawn = (tmp_path / "stream.svg").read_text(encoding="utf-8")
     assert all(f">{method}<" in drawn for method in by_method if method != "base")
     assert "4 facts of the test split, one seed" in results(tmp_path)
+
+
+def test_a_stream_of_documents_is_followed_by_its_questions_and_its_text(data: Path, model: Path, tmp_path: Path) -> None:
+    arguments = command(data, model, tmp_path / "documents", "--study", "documents")
+    assert pareto.main(arguments) == 0
+    runs = lines(tmp_path / "documents" / "runs.jsonl")
+    assert {run["method"] for run in runs} == {"base", "memory", "lora", "retrieval"}
+    for run in runs:
+        assert len(run["scores"]["learned"]["values"]) == len(run["scores"]["control"]["values"]) == 4 * STATEMENTS_EACH
+        if run["method"] != "base":
+            assert [point["documents"] for point in run["along"]] == [1, 2, 4]
+    memory, lora = (next(run for run in runs if run["method"] == method) for method in ("memory", "lora"))
+    first = memory["along"][0]
+    assert first["text_nll"] == first["earliest_text_nll"], "the first document is the earliest"
+    assert first["text_gain"] > 0, "what was taught became likelier"
+    assert all(point["rows"] for point in memory["along"])
+    assert lora["along"][-1]["earliest_text_gain"] != lora["along"][-1]["text_gain"]
+    draw(tmp_path / "documents" / "summary.json", tmp_path / "documents.svg")
+    page = results(tmp_path)
+    assert "4 documents of 5 statements, a question about each, one seed" in page
+    assert "| documents |" in page
+    assert "earliest_text_gain" in page
+
+
+def test_documents_are_statements_whose_questions_the_base_answers_wrongly() -> None:
+    asked: list[int] = []
+
+    def is_wrong(rows: Sequence[int]) -> list[bool]:
+        asked.extend(rows)
+        return [row % 3 > 0 for row in rows]
+
+    chosen = select_statements(300, is_wrong, 20, seed=1)
+    assert len(set(chosen.taught + chosen.control)) == 40
+    assert all(row % 3 for row in chosen.taught + chosen.control)
+    assert chosen.taught == select_statements(300, is_wrong, 20, seed=1).taught != select_statements(300, is_wrong, 20, seed=2).taught
+    assert len(set(asked)) < 300, "no more are asked than needed"
+    with pytest.raises(DataError, match="only 20 of 30 questions wrongly, 22 wanted"):
+        select_statements(30, is_wrong, 11, seed=1)
 
 
 def test_rankings_are_drawn_over_t(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
     """
     material = bench.study.materials.of(Choice("test", facts, seed))
     grafted = bench.stored("taught", material.selection.taught, seed)
-    bench.learn(grafted, material.lesson.facts, "taught", seed)
+    bench.learn(grafted, material.facts, "taught", seed)
     taught = list(material.selection.taught[:changed])
     known = known_rows(bench, set(material.selection.taught), changed)
     order = random.Random(seed)

@@ -35,7 +35,7 @@ def taught(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     """Teach, then measure. The lesson stays in the store for `corrections`."""
     material = bench.study.materials.of(Choice("test", facts, seed))
     grafted = bench.stored("taught", material.selection.taught, seed)
-    bench.learn(grafted, material.lesson.facts, "taught", seed)
+    bench.learn(grafted, material.facts, "taught", seed)
     for later in grafted.history.active()[1:]:  # what `corrections` taught is in the store, and not in these figures
         grafted.revert(later)
     commit = grafted.history.commit(grafted.history.active()[0])

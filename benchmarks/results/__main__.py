@@ -26,8 +26,13 @@ STUDIES = {
     "background": "Background text",
     "optimizer": "Optimizers",
     "stream": "A stream of facts",
+    "documents": "A stream of documents",
 }
-FIGURES = {"ranking": "Learned and forgotten over t, by ranking", "stream": "Learned and forgotten along a stream of facts, by method"}
+FIGURES = {
+    "ranking": "Learned and forgotten over t, by ranking",
+    "stream": "Learned and forgotten along a stream of facts, by method",
+    "documents": "Learned and forgotten along a stream of documents, by method",
+}
 
 
 def results(folder: Path) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from benchmarks.documents import STATEMENTS_EACH
 from benchmarks.results.cells import MEASURES, cell, settings_table, signed, span
 from memgraft.report.markdown import plain, table
 
@@ -15,6 +16,8 @@ def study(summary: Mapping[str, Any]) -> Iterator[str]:
     compared = summary["study"] == "pareto"
     if compared:
         taught = f"Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, {summary['test_seeds']} seeds"
+    elif summary["study"] == "documents":
+        taught = f"{summary['test_facts']} documents of {STATEMENTS_EACH} statements, a question about each, one seed"
     else:
         taught = f"{summary['test_facts' if summary['study'] == 'stream' else 'tuning_facts']} facts of the test split, one seed"
     yield (
@@ -36,7 +39,7 @@ def study(summary: Mapping[str, Any]) -> Iterator[str]:
                 )
     for stream in summary.get("streams", ()):
         if stream["along"]:
-            yield f"### {plain(stream['method'])}"
+            yield f"### {plain(stream['method'])}" + (f", {plain(stream['label'])}" if stream["label"] else "")
             names = list(stream["along"][0])
             yield table(names, ([cell(point[name]) for name in names] for point in stream["along"]))
 

@@ -13,25 +13,28 @@ from pydantic import Field
 
 from memgraft.config import Config
 from memgraft.errors import MemgraftError, TeachingError
-from memgraft.examples import Fact
+from memgraft.examples import Fact, Text
 
 
 class Retrieval(Config):
     """The best passages in front of every question. The model itself is the base."""
 
     method: Literal["retrieval"] = "retrieval"
-    passages: int = Field(1, gt=0, description="facts in front of a question, the best last")
+    passages: int = Field(1, gt=0, description="facts or texts in front of a question, the best last")
     form: Literal["statement", "example"] = Field(
         "statement", description="a fact is shown as its statements, or as one more solved example: its question and answer"
     )
 
-    def shown(self, facts: Sequence[Fact]) -> list[str]:
-        """What stands in a prompt for each fact."""
+    def shown(self, facts: Sequence[Fact | Text]) -> list[str]:
+        """What stands in a prompt for each fact. A text stands there as it is."""
         if self.form == "example":
-            return [f"Question: {fact.question}\nAnswer: {fact.answers[0]}\n" for fact in facts]
+            return [
+                example.text if isinstance(example, Text) else f"Question: {example.question}\nAnswer: {example.answers[0]}\n"
+                for example in facts
+            ]
         return searched(facts)
 
-    def searcher(self, facts: Sequence[Fact]) -> Callable[[str], str]:
+    def searcher(self, facts: Sequence[Fact | Text]) -> Callable[[str], str]:
         """A function from a question to what is shown of the facts found for it. Where no word is shared, none are found.
 
         Raises:
@@ -52,9 +55,12 @@ class Retrieval(Config):
         return search
 
 
-def searched(facts: Sequence[Fact]) -> list[str]:
-    """What is searched of each fact: its statements, else its question with the answer."""
-    return [" ".join(fact.sentences) or f"{fact.question} {fact.answers[0]}" for fact in facts]
+def searched(facts: Sequence[Fact | Text]) -> list[str]:
+    """What is searched of each fact: its statements, else its question with the answer. A text is searched as it is."""
+    return [
+        example.text if isinstance(example, Text) else " ".join(example.sentences) or f"{example.question} {example.answers[0]}"
+        for example in facts
+    ]
 
 
 def _words(bm25s: Any, texts: list[str]) -> Any:

@@ -24,7 +24,7 @@ from memgraft.comparison.runs import arithmetic
 from memgraft.comparison.writing import write_whole
 from memgraft.encoding import TokenBatch
 from memgraft.errors import MemgraftError
-from memgraft.examples import Fact
+from memgraft.examples import Fact, Text
 from memgraft.fingerprint import BaseFingerprint
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DOCUMENT_TOKENS, graft
@@ -52,8 +52,8 @@ OnStep = Callable[[PreTrainedModel, int, int, Written | None], None]  # (model a
 class Lesson:
     """What every method is taught."""
 
-    facts: Sequence[Fact]
-    batches: Sequence[TokenBatch]  # one a fact, a round of wordings for each pass
+    facts: Sequence[Fact | Text]
+    batches: Sequence[TokenBatch]  # one a fact, a round of wordings for each pass; of texts one a chunk
     seed: int  # of the order of the batches and of new weights
     in_order: bool = False  # a stream: each fact has all its passes before the next one comes
 
@@ -118,8 +118,11 @@ class Workshop:
         self._prefix_bytes = prefix_bytes
         self._floor = in_use(base.device)  # the base alone, as a rival finds it
 
-    def prepare(self, facts: Sequence[Fact], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
-        """One batch a fact, with a round of wordings for each of `passes`, the same for every method; no question is put in lower case."""
+    def prepare(self, facts: Sequence[Fact | Text], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
+        """A batch for each fact, with a round of wordings for each of `passes`, or chunk of a text: for every method alike.
+
+        No question is put in lower case.
+        """
         recipe = Recipe(passes=passes, wordings=wordings, seed=seed, lower_case=0)
         return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20)
 

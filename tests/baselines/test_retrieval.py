@@ -9,7 +9,7 @@ import pytest
 from memgraft.baselines import Retrieval
 from memgraft.baselines.retrieval import searched
 from memgraft.errors import MemgraftError, TeachingError
-from memgraft.examples import Fact
+from memgraft.examples import Fact, Text
 from memgraft.probes import AnswerNLLProbe, QAProbe, QuestionRow, few_shot_prompt, measure
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -51,6 +51,12 @@ def test_a_fact_is_searched_by_its_statements_or_else_by_question_and_answer() -
     )
     bare = Fact(line=2, question="Where is Lima?", answers=("Peru",))
     assert searched([stated, bare]) == ["Oslo lies in Norway. Norway has Oslo.", "Where is Lima? Peru"]
+
+
+@pytest.mark.parametrize("form", ["statement", "example"])
+def test_a_text_is_searched_and_shown_as_it_is(form: str) -> None:
+    texts = [Text(line=4, text="Ferns grow in shade."), Text(line=5, text="Moss grows on stone, Lima on sand.")]
+    assert Retrieval(form=form).searcher([*FACTS, *texts])("What grows on stone?") == texts[1].text
 
 
 def test_the_context_stands_right_before_the_question() -> None:
