@@ -88,7 +88,7 @@ def measured(study: Study, facts: int) -> dict[str, Any]:
         "answer_layer": layers.config.answer_layer,
         "calibrated": {name: round(float(getattr(layers.answers, name)), 4) for name in CALIBRATED},
         "facts": facts,
-        **summarise(runs),
+        **summarise(study.identified(runs)),
     }
 
 

@@ -102,7 +102,7 @@ def behind_cues(study: Study, runs: Sequence[Run]) -> dict[str, Any]:
                     continue
                 combined.append(run if family(method) == MEMORY else behind(run, base, opens))
         if combined:
-            parts[split] = {"opened": share, **summarise(combined, chosen)}
+            parts[split] = {"opened": share, **summarise(study.identified(combined) if split == "test" else combined, chosen)}
             chosen = parts[split]["at_equal_learning"].get("memory") if split == "tuning" else chosen
     return parts
 

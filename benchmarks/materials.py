@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.measurement import SHOTS, question_probe, taught_rows
-from benchmarks.neighbours import SURE, known, leaks, near_misses
+from benchmarks.neighbours import SURE, known, leaks, near_misses, near_rows
 from benchmarks.selection import Selection, select_facts
 from benchmarks.splits import SEEN, Split, check_unseen, overlapping, split_of
 from benchmarks.writing import write_json
@@ -97,6 +97,11 @@ class Materials:
         if near is not None:
             yield near
         yield leaks(LEAKED, self.rows, taught, choice.seed)
+
+    def asked(self, selection: Selection) -> dict[str, list[int]]:
+        """Probe → of each of its items the row of the data set that it is, or whose subject it asks about."""
+        taught = list(selection.taught)
+        return {LEARNED: taught, CONTROL: list(selection.control), LEAKED: taught, NEAR: near_rows(self.rows, taught, self._sure())}
 
     def _make(self, choice: Choice) -> Material:
         selection = self._selection(choice)

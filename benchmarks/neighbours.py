@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,13 +54,14 @@ def near_misses(name: str, rows: Sequence[Mapping[str, Any]], taught: Sequence[i
         taught: numbers of the taught rows.
         sure: number of a row → the answer that the base is sure of.
     """
-    subjects, asked = {subject_of(rows[number]) for number in taught}, {rows[number]["relation"] for number in taught}
-    questions = tuple(
-        QuestionRow(question=rows[number]["question"], answers=(answer,))
-        for number, answer in sure.items()
-        if rows[number]["relation"] in asked and subject_of(rows[number]) not in subjects
-    )
+    questions = tuple(QuestionRow(question=rows[number]["question"], answers=(sure[number],)) for number in near_rows(rows, taught, sure))
     return QAProbe(name=name, questions=questions, shots=SHOTS) if questions else None
+
+
+def near_rows(rows: Sequence[Mapping[str, Any]], taught: Sequence[int], sure: Iterable[int]) -> list[int]:
+    """Numbers of the rows that are near misses of these taught rows, of those that the base is sure of."""
+    subjects, asked = {subject_of(rows[number]) for number in taught}, {rows[number]["relation"] for number in taught}
+    return [number for number in sure if rows[number]["relation"] in asked and subject_of(rows[number]) not in subjects]
 
 
 def leaks(name: str, rows: Sequence[Mapping[str, Any]], taught: Sequence[int], seed: int) -> QAProbe:

@@ -20,6 +20,7 @@ from benchmarks.jobs import Runner, finished
 from benchmarks.materials import NOTHING, Choice, Material, Materials
 from benchmarks.measurement import FACTS, STATEMENTS, data_file
 from benchmarks.probes import load_probes
+from benchmarks.selection import Selection
 from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.baselines import Retrieval
@@ -326,10 +327,16 @@ class Study:
         texts = [text for probe in self.probes if isinstance(probe, TextProbe) for text in probe.texts]
         return [f"Question: {row.question}\nAnswer: {row.answers[0]}" for row in asked] + texts
 
+    def identified(self, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Runs of the test split with what they asked, so that what several seeds ask counts once in the intervals."""
+        if self.name != "pareto":
+            return [dict(run) for run in runs]  # of one seed
+        return [{**run, "items": self.materials.asked(Selection.model_validate(run["recipe"]["selection"]))} for run in runs]
+
     def _summarise(self, runs: Sequence[dict[str, Any]]) -> None:
         by_split = {split: [run for run in runs if run["split"] == split] for split in ("test", "tuning")}
         chosen = choose_tested(by_split["tuning"], by_split["test"]) if self.name == "pareto" else None
-        parts = {"test": summarise(by_split["test"], chosen), "tuning": summarise(by_split["tuning"])}
+        parts = {"test": summarise(self.identified(by_split["test"]), chosen), "tuning": summarise(by_split["tuning"])}
         summary = {
             "study": self.name,
             **self.identity,

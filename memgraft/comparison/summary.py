@@ -50,6 +50,20 @@ class Setting:
         """What the base scores on the items that all seeds share."""
         return _items(self.bases, probe)
 
+    def interval(self, probe: str, values: Vector | None = None) -> Interval:
+        """The mean of a probe's items, which belong to the facts. Those of several seeds that are one question are resampled together.
+
+        Args:
+            values: instead of the items' own, one for each.
+        """
+        values = self.items(probe) if values is None else values
+        which = [number for run in self.runs for number in run.get("items", {}).get(probe, ())]
+        if len(which) != len(values):  # nothing is known of what the seeds share
+            return mean_interval(values.tolist())
+        _, place, counts = np.unique(which, return_inverse=True, return_counts=True)
+        means = np.bincount(place, weights=values) / counts
+        return mean_interval(means.tolist(), counts.tolist())
+
     @property
     def learned(self) -> float:
         """Mean F1 on the taught facts."""
@@ -166,7 +180,8 @@ def summarise(runs: Sequence[Run], chosen: Mapping[str, Any] | None = None) -> d
     """Settings with means and intervals, fronts, and the rivals at the memory's learning. Empty without a run of the base.
 
     Args:
-        runs: of one split, the base's among them.
+        runs: of one split, the base's among them. Their `items`, where they have them, say of the facts' own probes which question each
+            item is, so that one that several seeds ask is no more than one for the intervals.
         chosen: the memory's settings at which rivals are compared with it, chosen on other runs; by default these runs' best.
     """
     if not any(run["method"] == BASE and "failed" not in run for run in runs):
@@ -209,16 +224,16 @@ def setting_summary(setting: Setting, pooled: Mapping[str, Pool]) -> dict[str, A
         "label": described(method_of(dict(setting.settings))),
         "settings": dict(setting.settings),
         "seeds": [run["seed"] for run in setting.runs],
-        "learned_f1": fields(mean_interval(learned.tolist())),
+        "learned_f1": fields(setting.interval(LEARNED)),
         "balance": round(balance(setting, pooled), 6),
     }
     if CONTROL in scores:
         control = setting.items(CONTROL)
-        summary["control_f1"] = fields(mean_interval(control.tolist()))
-        summary["net_f1"] = fields(mean_interval((learned - control).tolist())) if len(control) == len(learned) else None
+        summary["control_f1"] = fields(setting.interval(CONTROL))
+        summary["net_f1"] = fields(setting.interval(LEARNED, learned - control)) if len(control) == len(learned) else None
     for probe, field in ((NEAR, "near_miss_f1"), (LEAKED, "leaked_f1")):
         if probe in scores:
-            summary[field] = fields(mean_interval(setting.items(probe).tolist()))
+            summary[field] = fields(setting.interval(probe))
     summary["probes"] = {}
     for probe in scores:
         if probe not in OWN:
@@ -290,7 +305,7 @@ def _learned_beside(memory: Setting, rival: Equal[Setting]) -> dict[str, Any] | 
     own, lower, upper = (each.items(LEARNED) for each in parts)
     if len({tuple(run["seed"] for run in each.runs) for each in parts}) > 1 or not len(own) == len(lower) == len(upper):
         return None
-    return fields(paired_bootstrap(own.tolist(), ((1 - rival.share) * lower + rival.share * upper).tolist()))
+    return fields(memory.interval(LEARNED, (1 - rival.share) * lower + rival.share * upper - own))
 
 
 def fields(interval: Interval) -> dict[str, Any]:

@@ -53,6 +53,23 @@ def test_f1_is_forgotten_relative_to_the_base_and_nll_in_nats() -> None:
     assert memory["probes"]["webquestions"]["change"]["mean"] == pytest.approx(-0.25 / 4)
 
 
+def test_a_question_that_several_seeds_ask_is_resampled_as_one() -> None:
+    other_base, other = (
+        run(Base(), [0.0, 0.0], [1.0, 0.5, 0.5, 0.0], [3.0, 2.0], seed=1),
+        run(Memory(), [0.0, 1.0], [1.0] * 4, [3.0, 2.0], seed=1),
+    )
+    apart = summarise([BASE, MEMORY, other_base, other])["settings"][1]["learned_f1"]
+    items = {0: {"learned": [7, 8]}, 1: {"learned": [8, 7]}}
+    runs = [{**each, "items": items[each["seed"]]} for each in (BASE, MEMORY, other_base, other)]
+    shared = summarise(runs)["settings"][1]["learned_f1"]
+    assert (apart["n"], shared["n"]) == (4, 2)
+    assert apart["mean"] == shared["mean"] == pytest.approx(0.55)
+    # Question 7 was answered by both, 1.0 and 1.0, question 8 by 0.2 and 0.0.
+    assert (shared["low"], shared["high"]) == (pytest.approx(0.1), pytest.approx(1.0))
+    net = summarise(runs)["settings"][1]["net_f1"]
+    assert net["n"] == 2
+
+
 def test_a_rival_is_weighted_between_the_settings_that_enclose_the_memorys_learning() -> None:
     equal = summarise([BASE, MEMORY, LOW, HIGH])["at_equal_learning"]
     assert equal["learned_f1"] == pytest.approx(0.6)
