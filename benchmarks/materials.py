@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from benchmarks.measurement import SHOTS, question_probe, taught_rows
 from benchmarks.neighbours import SURE, known, leaks, near_misses, near_rows
 from benchmarks.selection import Selection, select_facts
-from benchmarks.splits import SEEN, Split, check_unseen, overlapping, split_of
+from benchmarks.splits import Split, check_unseen, overlapping, rows_of
 from benchmarks.writing import write_json
 from memgraft.comparison.measuring import AnyProbe
 from memgraft.comparison.methods import Base
@@ -125,9 +125,7 @@ class Materials:
         )
 
     def _selection(self, choice: Choice) -> Selection:
-        own = [
-            index for index, row in enumerate(self.rows) if split_of(row) == choice.split and not (choice.split == "test" and index in SEEN)
-        ]
+        own = rows_of(self.rows, choice.split)
         with self._asking() as is_wrong:
             chosen = select_facts(
                 [self.rows[index] for index in own], lambda some: is_wrong([own[index] for index in some]), choice.facts, choice.seed

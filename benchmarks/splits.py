@@ -15,6 +15,7 @@ from memgraft.examples import Fact, normalise
 from memgraft.probes import QuestionRow
 
 Split = Literal["tuning", "test"]
+SPLITS: tuple[Split, ...] = ("test", "tuning")
 
 # Rows of the test split that `benchmarks.first` taught: a step size of the memory's was chosen by it. No choice of test facts has them.
 SEEN = frozenset(
@@ -27,6 +28,11 @@ def split_of(row: Mapping[str, Any]) -> Split:
     """The split of one of the data set's rows: by a hash of its subject, so that it depends on nothing else."""
     subject = normalise(relations()[row["relation"]].subject(row["question"]))
     return "tuning" if hashlib.sha256(subject.encode()).digest()[0] % 2 else "test"
+
+
+def rows_of(rows: Sequence[Mapping[str, Any]], split: Split) -> list[int]:
+    """Numbers of the rows of a split; no test has those of `SEEN`."""
+    return [number for number, row in enumerate(rows) if split_of(row) == split and not (split == "test" and number in SEEN)]
 
 
 def check_unseen(batches: Sequence[TokenBatch], tokenizer: PreTrainedTokenizerBase, questions: Iterable[str]) -> None:

@@ -11,7 +11,6 @@ from typing import Any
 
 from benchmarks.measurement import SHOTS
 from benchmarks.neighbours import Known, known
-from benchmarks.splits import split_of
 from benchmarks.study import Study
 from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
@@ -38,10 +37,6 @@ class Bench:
         self.study, self.folder = study, folder
         self.tokenizer = study.workshop.tokenizer
         self._known: dict[str, Known] = {}
-
-    def rows_of(self, split: str) -> list[int]:
-        """Numbers of the data set's rows that are in a split."""
-        return [number for number, row in enumerate(self.study.rows) if split_of(row) == split]
 
     def known(self, questions: Sequence[QuestionRow]) -> list[Known]:
         """What the base answers to each question, five examples in front; asked once and kept."""

@@ -12,6 +12,7 @@ from benchmarks.neighbours import subject_of
 from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.taught import near_misses
 from benchmarks.relations import facts_for
+from benchmarks.splits import SPLITS, rows_of
 from memgraft.examples import Fact, normalise
 from memgraft.grafted import GraftedModel
 from memgraft.probes import QuestionRow, exact_match, f1
@@ -47,8 +48,8 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
 def known_rows(bench: Bench, taught: set[int], count: int) -> list[int]:
     """The first rows that the base answers rightly and nobody taught: of the test split, then of the tuning split."""
     found: list[int] = []
-    for split in ("test", "tuning"):
-        numbers = [number for number in bench.rows_of(split) if number not in taught]
+    for split in SPLITS:
+        numbers = [number for number in rows_of(bench.study.rows, split) if number not in taught]
         answers = bench.known([bench.question(number) for number in numbers])
         found += [number for number, known in zip(numbers, answers, strict=True) if known.f1 == 1]
     return found[:count]

@@ -12,6 +12,7 @@ from benchmarks.measurement import taught_rows
 from benchmarks.recipe.bench import Bench, example_set
 from benchmarks.recipe.pooling import EARLIEST
 from benchmarks.selection import Selection
+from benchmarks.splits import SPLITS, rows_of
 from memgraft.comparison.measuring import measure_all
 from memgraft.comparison.runs import append_run, read_runs
 from memgraft.errors import DataError
@@ -68,8 +69,8 @@ def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:
     """
     found: list[int] = []
     asked = set[str]()
-    for split in ("test", "tuning"):
-        numbers = bench.rows_of(split)
+    for split in SPLITS:
+        numbers = rows_of(bench.study.rows, split)
         random.Random(seed).shuffle(numbers)
         for number, known in zip(numbers, bench.known([bench.question(number) for number in numbers]), strict=True):
             question = bench.study.rows[number]["question"]
