@@ -19,8 +19,8 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
+from benchmarks.along import STREAMS
 from benchmarks.results.studies import winners
-from benchmarks.study import STREAMS
 from memgraft.comparison.summary import BASE, MEMORY
 
 COLORS = ("#b5482f", "#c98a1b", "#6a51a3", "#4a7c3a", "#a03a6e", "#70543e", "#777777", "#333333", "#9aa83a")

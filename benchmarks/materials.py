@@ -149,9 +149,11 @@ class Materials:
             return [wrong[str(row)] for row in rows]
 
         before = len(wrong)
-        yield is_wrong
-        if len(wrong) > before:
-            write_json(path, kept, indent=None)
+        try:
+            yield is_wrong
+        finally:
+            if len(wrong) > before:
+                write_json(path, kept, indent=None)
 
     def _sure(self) -> dict[int, str]:
         """Number of a row → the base's answer, of those that it is sure of; all rows are asked once."""

@@ -78,7 +78,7 @@ def study_of(options: argparse.Namespace) -> Study:
     if unknown:
         raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
     given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
-    sizes = SMOKE if options.smoke else Sizes()
+    sizes = SMOKE if options.smoke else Sizes(test_facts=20) if options.study == "documents" else Sizes()
     sizes = sizes.model_copy(update=given)
     return Study(
         options.study,

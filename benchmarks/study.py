@@ -7,14 +7,14 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
-from transformers import PreTrainedModel
 
+from benchmarks.along import STREAMS, Along
 from benchmarks.documents import Documents
 from benchmarks.jobs import Runner, finished
 from benchmarks.materials import NOTHING, Choice, Material, Materials
@@ -25,21 +25,18 @@ from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.baselines import Retrieval
 from memgraft.comparison.fronts import neighbours
-from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, measure_all, numbers
-from memgraft.comparison.methods import AnyMethod, Base, Memory, described, method_of, settings
-from memgraft.comparison.peak import highest
+from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, mean, measure_all, numbers
+from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, balance, fronts_of, grouped, pools, summarise
-from memgraft.comparison.workshop import Taught, Workshop, Written
+from memgraft.comparison.workshop import Taught, Workshop
 from memgraft.config import Config
-from memgraft.errors import MeasureError, MemgraftError, TeachingError
+from memgraft.errors import MeasureError, TeachingError
 from memgraft.models import Dtype, load_model
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
 FINALISTS = 3
 NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
-STREAMS = {"stream": "facts", "documents": "documents"}  # study → what comes one after the other
-EARLIEST = 10  # questions about a stream's beginning that are followed
 
 
 class Sizes(Config):
@@ -235,53 +232,35 @@ class Study:
 
     def _run(self, task: Task) -> dict[str, Any]:
         material = self._current = self.materials.of(task.choice)
-        points = _checkpoints(len(material.lesson.facts)) if self.name in STREAMS else set()
-        along: list[dict[str, Any]] = []
-        if isinstance(task.taught_as, Memory):
-            self.workshop.grafted(task.taught_as)  # once a model: no part of what the stream takes
-        start, lost = time.process_time(), 0.0  # CPU seconds; lost ones are those of measuring along the way
-
-        def on_step(model: PreTrainedModel, done: int, total: int, written: Written | None) -> None:
-            nonlocal lost
-            count, rest = divmod(done, total // len(material.lesson.facts))
-            if rest == 0 and count in points:
-                now = time.process_time()
-                costs = {
-                    "seconds": round(now - start - lost, 3),
-                    "peak_bytes": self.workshop.own(highest()),
-                    **(written or Written())._asdict(),
-                }
-                along.append({STREAMS[self.name]: count, **costs, **self._along(model, material, count)})
-                lost += time.process_time() - now
-
-        for count in sorted(points) if isinstance(task.taught_as, Retrieval) else ():
-            with self.workshop.taught(task.taught_as, replace(material.lesson, facts=material.lesson.facts[:count])) as taught:
-                costs = {"seconds": taught.seconds, "peak_bytes": None, "rows": None, "bytes": taught.bytes}
-                along.append({STREAMS[self.name]: count, **costs, **self._along(taught.model, material, count, taught.context)})
-        with self.workshop.taught(task.taught_as, material.lesson, on_step) as taught:
+        probes, along = self.probes_of(task.choice), self._along(material)  # what they ask of the base, while nothing is taught
+        if along is not None and isinstance(task.taught_as, Retrieval):
+            along.searched(task.taught_as)
+        with self.workshop.taught(task.taught_as, material.lesson, None if along is None else along.on_step) as taught:
             now = time.process_time()
-            scores = self._scores(task, taught)
+            scores = self._scores(probes, task, taught)
             measure_seconds = time.process_time() - now
         run = {
-            "learned_f1": _mean(scores[LEARNED]["values"]),
-            "control_f1": _mean(scores[CONTROL]["values"]),
+            "learned_f1": mean(scores[LEARNED]),
+            "control_f1": mean(scores[CONTROL]),
             "probes": {probe.name: self._before_after(probe, scores[probe.name]) for probe in self.probes},
             "overlaps": material.overlaps,
             **taught.costs(),
             "measure_seconds": round(measure_seconds, 3),
             "scores": scores,
         }
-        run["seconds"] = round(run["seconds"] - lost, 3)
-        for point in along:
+        for point in along.points if along is not None else ():
             point["bytes"] = run["bytes"] if point["bytes"] is None else point["bytes"]  # as many from first to last
-        return {**run, "along": along} if along else run
+        return {**run, "along": along.points} if along is not None and along.points else run
+
+    def _along(self, material: Material) -> Along | None:
+        unit = STREAMS.get(self.name)
+        return None if unit is None else Along(unit, material, self.workshop, self.probes, self.base_scores)
 
     def _before_after(self, probe: AnyProbe, after: Measured) -> dict[str, Any]:
         before = self.base_scores.of(probe)
-        return {"metric": after["metric"], "before": _mean(**_part(before)), "after": _mean(**_part(after))}
+        return {"metric": after["metric"], "before": mean(before), "after": mean(after)}
 
-    def _scores(self, task: Task, taught: Taught) -> dict[str, Measured]:
-        probes = self.probes_of(task.choice)
+    def _scores(self, probes: Sequence[AnyProbe], task: Task, taught: Taught) -> dict[str, Measured]:
         if task.method == BASE:
             return {probe.name: self.base_scores.of(probe) for probe in probes}
         return measure_all(taught.model, self.workshop.tokenizer, probes, taught.context)
@@ -291,27 +270,6 @@ class Study:
         has_neighbours = self.name == "pareto" and choice.split == "test"
         beside = self.materials.beside(choice) if has_neighbours else ()
         return [*self.materials.of(choice).probes, *beside, *self.probes]
-
-    def _along(
-        self, model: PreTrainedModel, material: Material, count: int, context: Callable[[str], str] | None = None
-    ) -> dict[str, float]:
-        """In the middle of a stream: all that was taught so far, the earliest of it, and what must not get worse.
-
-        Of documents their own text as well: its NLL, and by how much the base's is more.
-        """
-        learned = material.probes[0]
-        so_far = learned.model_copy(update={"questions": learned.questions[: count * material.each]})
-        values = measure_all(model, self.workshop.tokenizer, [so_far, *self.probes], context)
-        so_far_f1 = values.pop(LEARNED)["values"]
-        taught = {"learned_f1": _mean(so_far_f1), "earliest_f1": _mean(so_far_f1[:EARLIEST])}
-        early = EARLIEST // material.each
-        for name, texts in {"text": material.texts[:count], "earliest_text": material.texts[: min(count, early)]}.items():
-            if texts:
-                probe = TextProbe(name=name, texts=texts)
-                (now,) = measure_all(model, self.workshop.tokenizer, [probe]).values()
-                taught[f"{name}_nll"] = _mean(**_part(now))
-                taught[f"{name}_gain"] = round(_mean(**_part(self.base_scores.of(probe))) - taught[f"{name}_nll"], 6)
-        return {**taught, **{name: _mean(**_part(measured)) for name, measured in values.items()}}
 
     def _measure_base(self, probe: AnyProbe) -> Measured:
         with self.workshop.taught(Base(), NOTHING) as taught:
@@ -402,21 +360,5 @@ def _needs_background(method: AnyMethod) -> bool:
     return method.method == "memory" or bool(getattr(method, "replay", 0))
 
 
-def _checkpoints(facts: int) -> set[int]:
-    """After a tenth, a quarter, a half and all of the facts."""
-    return {max(1, facts // 10), max(1, facts // 4), max(1, facts // 2), facts}
-
-
 def _without(sizes: Sizes, *names: str) -> dict[str, Any]:
     return sizes.model_dump(mode="json", exclude=set(names))
-
-
-def _part(measured: Measured) -> dict[str, Any]:
-    return {"values": measured["values"], "weights": measured.get("weights")}
-
-
-def _mean(values: Sequence[float], weights: Sequence[float] | None = None) -> float:
-    if not values:
-        raise MemgraftError("nothing was measured")
-    each = weights or [1.0] * len(values)
-    return round(sum(w * v for w, v in zip(each, values, strict=True)) / sum(each), 6)

@@ -20,10 +20,9 @@ from memgraft.effect import ANSWERS_MOVE, unit_of
 from memgraft.encoding import TokenBatch, encode
 from memgraft.errors import GraftError, TeachingError
 from memgraft.examples import Chat, Fact, Message
-from memgraft.frames import ChatFrame
+from memgraft.frames import FRAMES, ChatFrame
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
-from memgraft.probes.language_model import encode as prompt_ids
 from memgraft.wordings import QAPair, Renderer, Wording, chat_renderer, keeps_conversations, load_pool, teach_wordings
 
 WAYS = 4  # in which each common question is asked as facts are, to fit the layer; beside these:
@@ -191,11 +190,17 @@ def plain_forms(pair: QAPair, chat: Renderer | None, number: int) -> Iterator[Wo
 
 
 def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, seed: int) -> Iterator[tuple[int, list[int]]]:
-    """Each of the common questions after others with their answers: its number, and the ids up to where its answer begins."""
+    """Each of the common questions after others with their answers: its number, and the ids up to where its answer begins.
+
+    All in one of the frames in which facts are taught, in turn: that in which probes ask is kept for testing.
+    """
     pool, chooser = load_pool("contexts"), random.Random(seed)
     for number, pair in enumerate(pool, 1):
         others = chooser.sample([other for other in pool if other is not pair], chooser.choice(IN_FRONT))
-        text = "".join(f"Question: {other.question}\nAnswer: {other.answer}\n\n" for other in others)
-        ids = prompt_ids(tokenizer, f"{text}Question: {pair.question}\nAnswer:")
-        if len(ids) <= max_length:
-            yield number, ids
+        frame = FRAMES[number % len(FRAMES)]
+        text = "".join(frame.fill(other.question, other.answer)[0] + "\n" for other in others)
+        asked, start, stop = frame.fill(pair.question, pair.answer)
+        wording = Wording(text + asked[:stop], ((len(text) + start, len(text) + stop),))
+        with suppress(TeachingError):  # too long
+            batch = encode([wording], tokenizer, name=f"common question {number}", max_length=max_length)
+            yield number, batch.input_ids[0, : int(batch.targets[0].int().argmax())].tolist()

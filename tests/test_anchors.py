@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from memgraft.anchoring import answer_tokens, common_questions_asked, find_anchors, fit_answers
+from memgraft.anchoring import answer_tokens, asked_after_others, common_questions_asked, find_anchors, fit_answers
 from memgraft.anchors import BEGINS, GOES_ON, KEY_DIM, Anchors, nearest
 from memgraft.answer_layer import (
     BY_CHANCE,
@@ -40,6 +40,7 @@ from memgraft.entering import FrozenPrefix, frozen
 from memgraft.errors import GraftError, StoreError, TeachingError
 from memgraft.expectation import LET_THROUGH
 from memgraft.finding import Found
+from memgraft.frames import FRAMES, load_pool
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import default_answer_layer, graft
 from memgraft.persistence import load
@@ -57,6 +58,7 @@ from tests.models import (
     save_tiny_model,
     tiny_graft,
     tiny_model,
+    tiny_tokenizer,
 )
 
 DEPTH = ANSWER_LAYER + 1
@@ -424,6 +426,19 @@ def asked(questions: int, forms: int, spread: float, *, width: int = 96, seed: i
     form = spread * torch.randn(len(groups), width // 2, generator=generator)
     noise = 0.1 * spread * torch.randn(len(groups), width // 2, generator=generator)
     return Asked(torch.cat([content + noise, form], -1), groups, plain)
+
+
+def test_nothing_is_fitted_to_the_frame_that_is_kept_for_testing() -> None:
+    tokenizer = tiny_tokenizer()
+    after = [str(tokenizer.decode(ids)) for _, ids in asked_after_others(tokenizer, 4096, seed=0)]
+    forms = [
+        str(tokenizer.decode(ids[mask]))
+        for _, _, batch in common_questions_asked(tokenizer, 4096)
+        for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
+    ]
+    assert len(after) == len(load_pool("contexts"))
+    assert not [text for text in (*after, *forms) if "Question:" in text]
+    assert sum(text.rstrip().endswith("\nA:") for text in after) == len(after) // len(FRAMES), "what comes next is the answer"
 
 
 def test_likeness_is_the_cosine_with_the_mean_of_the_taught_forms() -> None:

@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
 from benchmarks import study as studies
-from benchmarks.documents import STATEMENTS_EACH, select_statements
+from benchmarks.documents import STATEMENTS_EACH, select_statements, states_answer
 from benchmarks.figure import draw
 from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
@@ -80,6 +80,10 @@ def command(data: Path, model: Path, output: Path, *more: str) -> list[str]:
     own = smoke(data, output, "--model", str(model))
     few = ["--methods", "memory", "lora", "retrieval", "--test-seeds", "1", "--background-tokens", "512", "--jobs", "1"]
     return [*own, *few, *more]
+
+
+def runs_of(runs: Sequence[dict[str, Any]], method: str) -> list[dict[str, Any]]:
+    return [run for run in runs if run["method"] == method]
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -188,9 +192,23 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     assert recipe.main([*own, "--parts", "stream", "--stream-facts", "4"]) == 0
     visits = lines(next((tmp_path / "cache" / "recipe").glob("stream-*.jsonl")))
     assert [visit.get("facts") for visit in visits] == [None, None, None, 3, None, 4]
+    for other, message in (
+        (["--stream-facts", "2"], "4 lessons that a stream of 2 facts does not begin with"),
+        (["--stream-facts", "4", "--questions", "2"], None),  # only the last point is due
+        (["--stream-facts", "5", "--questions", "1"], None),
+        (["--stream-facts", "5", "--text-tokens", "128", "--questions", "3"], None),
+        (["--parts", "corrections", "--changed", "1"], "which these would come on top of"),
+    ):
+        capsys.readouterr()
+        assert recipe.main([*own, "--parts", "stream", *other]) == (message is not None)
+        assert (message or "") in capsys.readouterr().err
+    asked = [len(visit["probes"]) for visit in lines(next((tmp_path / "cache" / "recipe").glob("stream-*.jsonl"))) if "facts" in visit]
+    assert len(asked) == 5, "a point that is asked otherwise is another one"
+    visits_file = next((tmp_path / "cache" / "recipe").glob("stream-*.jsonl"))
+    visits_file.rename(visits_file.with_suffix(".lost"))
     capsys.readouterr()
-    assert recipe.main([*own, "--parts", "stream", "--stream-facts", "2"]) == 1
-    assert "4 lessons that a stream of 2 facts does not begin with" in capsys.readouterr().err
+    assert recipe.main([*own, "--parts", "stream", "--stream-facts", "6"]) == 1
+    assert "5 lessons that a stream of 6 facts does not begin with" in capsys.readouterr().err
 
 
 def test_parts_are_pooled_over_the_seeds_of_the_latest_settings() -> None:
@@ -245,6 +263,10 @@ def test_a_stream_of_documents_is_followed_by_its_questions_and_its_text(data: P
         assert len(run["scores"]["learned"]["values"]) == len(run["scores"]["control"]["values"]) == 4 * STATEMENTS_EACH
         if run["method"] != "base":
             assert [point["documents"] for point in run["along"]] == [1, 2, 4]
+    base_text = {point["documents"]: point["text_nll"] + point["text_gain"] for point in next(iter(runs_of(runs, "retrieval")))["along"]}
+    for run in (*runs_of(runs, "memory"), *runs_of(runs, "lora")):
+        found = {point["documents"]: point["text_nll"] + point["text_gain"] for point in run["along"]}
+        assert found == pytest.approx(base_text), "the base was asked with something taught"
     memory, lora = (next(run for run in runs if run["method"] == method) for method in ("memory", "lora"))
     first = memory["along"][0]
     assert first["text_nll"] == first["earliest_text_nll"], "the first document is the earliest"
@@ -265,13 +287,18 @@ def test_documents_are_statements_whose_questions_the_base_answers_wrongly() -> 
         asked.extend(rows)
         return [row % 3 > 0 for row in rows]
 
-    chosen = select_statements(300, is_wrong, 20, seed=1)
+    chosen = select_statements(range(300), is_wrong, 20, seed=1)
     assert len(set(chosen.taught + chosen.control)) == 40
     assert all(row % 3 for row in chosen.taught + chosen.control)
-    assert chosen.taught == select_statements(300, is_wrong, 20, seed=1).taught != select_statements(300, is_wrong, 20, seed=2).taught
+    again, other = (select_statements(range(300), is_wrong, 20, seed=seed) for seed in (1, 2))
+    assert chosen == again != other
     assert len(set(asked)) < 300, "no more are asked than needed"
     with pytest.raises(DataError, match="only 20 of 30 questions wrongly, 22 wanted"):
-        select_statements(30, is_wrong, 11, seed=1)
+        select_statements(range(30), is_wrong, 11, seed=1)
+    with pytest.raises(DataError, match="there are only 30 questions, 32 wanted"):
+        select_statements(range(30), pytest.fail, 16, seed=1)
+    assert states_answer({"statement": "Ann's ox, the Elm, saw it.", "answers": ["x", "The elm"]})
+    assert not states_answer({"statement": "Elmer saw it.", "answers": ["Elm"]})
 
 
 def test_rankings_are_drawn_over_t(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for seed in range(options.seeds):
             for name in options.parts:
                 part, sizes = tasks[name]
-                shared = {"questions": study.sizes.questions, "background_tokens": study.sizes.background_tokens}
+                shared = {name: getattr(study.sizes, name) for name in ("questions", "text_tokens", "background_tokens")}
                 recipe = Recipe(seed=seed).model_dump(mode="json")
                 settings = {"part": name, **sizes, "seed": seed, **shared, "recipe": recipe, **study.identity}
                 if name != "stream":

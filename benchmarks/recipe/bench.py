@@ -81,6 +81,10 @@ class Bench:
         learn(grafted, example_set(facts), message=message, recipe=Recipe(seed=seed), test=False)
         grafted.save(store.path)
 
+    def lessons(self, grafted: GraftedModel) -> list[str]:
+        """The messages of the active lessons, in the order in which they were taught."""
+        return [grafted.history.commit(id).message for id in grafted.history.active()]
+
     def ask(self, grafted: GraftedModel, questions: Sequence[QuestionRow]) -> list[str]:
         """The model's answers, five examples in front."""
         return generate_answers(grafted.base, self.tokenizer, few_shot_prompts(questions, SHOTS))

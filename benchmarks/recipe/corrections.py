@@ -13,6 +13,7 @@ from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.taught import near_misses
 from benchmarks.relations import facts_for
 from benchmarks.splits import SPLITS, rows_of
+from memgraft.errors import DataError
 from memgraft.examples import Fact, normalise
 from memgraft.grafted import GraftedModel
 from memgraft.probes import QuestionRow, exact_match, f1
@@ -33,6 +34,9 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
     def changed_row(number: int) -> dict[str, Any]:
         return {**bench.study.rows[number], "answers": [other_answer(bench, number, order)]}
 
+    messages = {"taught", *(f"{changed} {kind} facts, changed" for kind in ("taught", "known"))}
+    if others := [message for message in bench.lessons(grafted) if message not in messages]:
+        raise DataError(f"the store has other corrections already, {others[0]!r}, which these would come on top of: take another --cache")
     new_taught, new_known = [changed_row(number) for number in taught], [changed_row(number) for number in known]
     bench.learn(grafted, facts_of(new_taught, supersede=True), f"{changed} taught facts, changed", seed)
     if new_known:

@@ -14,7 +14,7 @@ from benchmarks.recipe.pooling import EARLIEST
 from benchmarks.selection import Selection
 from benchmarks.splits import SPLITS, rows_of
 from memgraft.comparison.measuring import measure_all
-from memgraft.comparison.runs import append_run, read_runs
+from memgraft.comparison.runs import append_run, read_runs, run_id
 from memgraft.errors import DataError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
@@ -38,11 +38,14 @@ def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     path = grafted.history.store.path.with_suffix(".jsonl")
     visits = read_runs(path)
     rows = taught_rows(bench.study.rows, Selection(taught=tuple(chosen), control=()))
-    asked = [visit for visit in visits if visit.isdecimal()]
-    if asked != [str(number) for number in chosen[: len(asked)]]:
-        raise DataError(f"{path}: {len(asked)} lessons that a stream of {facts} facts does not begin with: take another --cache")
-    taught = {grafted.history.commit(id).message for id in grafted.history.active()}
-    points = sorted({point for point in POINTS if point < len(chosen)} | {len(chosen)})
+    names = [Fact(line=place, **row).name for place, row in enumerate(rows, 1)]
+    taught, asked = bench.lessons(grafted), [id for id in visits if id.isdecimal()]
+    if taught != names[: len(taught)] or asked != [str(number) for number in chosen[: len(asked)]] or len(asked) < len(taught):
+        raise DataError(f"{path}: {len(taught)} lessons that a stream of {facts} facts does not begin with: take another --cache")
+    how = run_id({"probes": [probe.model_dump(mode="json") for probe in bench.study.probes], "arithmetic": bench.study.arithmetic})
+    points = {place: f"after {place}, {how}" for place in sorted({*(point for point in POINTS if point < facts), facts})}
+    if missed := [place for place, id in points.items() if place < len(taught) and id not in visits]:
+        raise DataError(f"{path}: after {len(taught)} lessons what was to be asked after {missed[0]} can't be: take another --cache")
     for place, (number, row) in enumerate(zip(chosen, rows, strict=True), 1):
         fact = Fact(line=place, **row)
         if fact.name not in taught or str(number) not in visits:
@@ -55,11 +58,12 @@ def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
             assert grafted.history.store is not None
             grafted.save(grafted.history.store.path)
             print(f"stream: {place} of {len(chosen)} facts", file=sys.stderr, flush=True)
-        if place in points and f"after {place}" not in visits:
-            point = {"id": f"after {place}", "facts": place, **after(bench, grafted, chosen[:place], visits)}
+        if place in points and points[place] not in visits:
+            measured = after(bench, grafted, chosen[:place], visits)
+            point = {"id": points[place], "facts": place, **measured, "environment": bench.study.environment}
             append_run(path, point)
             visits[point["id"]] = point
-    return {"facts": len(chosen), "points": [visits[f"after {place}"] for place in points]}
+    return {"facts": facts, "points": [visits[id] for id in points.values()]}
 
 
 def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -42,6 +43,10 @@ class Rival(Config):
         """The trained model with what was learned in its weights, where it holds them apart and that is slow."""
         return model
 
+    def so_far(self, model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+        """A model in the middle of being taught as it would be, were this the end: where that is in another dtype, a finished copy."""
+        return model if model.dtype == dtype else _in(dtype, self.finished(copy.deepcopy(model)))
+
     @contextmanager
     def taught(
         self,
@@ -59,7 +64,7 @@ class Rival(Config):
             seed: of new weights and of the order of the batches.
             background: token ids of the documents that are replayed.
             in_order: a stream: each batch has all its passes before the next one comes.
-            on_step: called after each step with the model as taught so far, the steps done and the steps in all.
+            on_step: called after each step with the model in training (see `so_far`), the steps done and the steps in all.
 
         Raises:
             TeachingError: nothing to teach, or a loss that is not finite. The base is as before, also after Ctrl-C.
@@ -88,5 +93,10 @@ class Rival(Config):
             taught = self.finished(model)
             if taught.dtype != base.dtype:
                 size = size * base.dtype.itemsize // taught.dtype.itemsize  # what was trained is kept in the base's dtype
-                torch.nn.Module.to(taught, base.dtype)  # transformers wraps .to() in a decorator that loses its type
+                taught = _in(base.dtype, taught)
             yield Trained(taught, losses, size)
+
+
+def _in(dtype: torch.dtype, model: PreTrainedModel) -> PreTrainedModel:
+    torch.nn.Module.to(model, dtype)  # transformers wraps .to() in a decorator that loses its type
+    return model

@@ -108,12 +108,13 @@ def run_comparison(
                 continue
             on_run(f"{name} {described(method)}".strip())
             begun = time.monotonic()
-            known[id] = {"id": id, **_run(workshop, name, method, lesson, measured), "environment": where}
+            run = _run(workshop, name, method, lesson, measured)
+            known[id] = {"id": id, **run, "wall_seconds": round(time.monotonic() - begun, 3), "environment": where}
             append_run(runs_path, known[id])
-            if name == BASE and not pools(*grouped([known[id]])):
-                raise DataError(NOTHING_TO_FORGET)
-            if name != BASE:
-                took.setdefault(name, []).append((time.monotonic() - begun, _passes(method)))
+        if name == BASE and not pools(*grouped([known[id]])):
+            raise DataError(NOTHING_TO_FORGET)
+        if name != BASE and "wall_seconds" in known[id]:
+            took.setdefault(name, []).append((known[id]["wall_seconds"], _passes(method)))
         runs.append(known[id])
     return Comparison(tuple(facts), tuple(runs), tuple(skipped))
 

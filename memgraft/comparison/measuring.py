@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.comparison.runs import run_id
 from memgraft.comparison.writing import write_whole
+from memgraft.errors import MemgraftError
 from memgraft.probes import AnswerNLLProbe, ChoiceProbe, QAProbe, TextProbe, measure
 from memgraft.probes.scores import Scores
 
@@ -39,6 +40,15 @@ def numbers(scores: Scores) -> Measured:
     return result
 
 
+def mean(measured: Measured) -> float:
+    """The (weighted) mean of a probe's items. Raises MemgraftError where there are none."""
+    values: list[float] = measured["values"]
+    if not values:
+        raise MemgraftError("nothing was measured")
+    weights: list[float] = measured.get("weights") or [1.0] * len(values)
+    return round(sum(w * v for w, v in zip(weights, values, strict=True)) / sum(weights), 6)
+
+
 class BaseScores:
     """What the untouched base scores on probes, kept in a file so that it is measured once for all runs."""
 
@@ -52,7 +62,8 @@ class BaseScores:
         if key not in self._kept:
             self._kept = self._on_disk()  # another process may have measured it meanwhile
         if key not in self._kept:
-            self._kept[key] = self._measure(probe)
+            found = self._measure(probe)
+            self._kept = {**self._on_disk(), key: found}
             write_whole(self._path, json.dumps(self._kept) + "\n")
         return self._kept[key]
 

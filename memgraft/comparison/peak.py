@@ -1,9 +1,10 @@
-"""How much memory something took at most."""
+"""What a piece of work took: CPU seconds, and memory at most."""
 
 from __future__ import annotations
 
 import ctypes
 import gc
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,47 @@ from pathlib import Path
 import torch
 
 STATUS = Path("/proc/self/status")
+
+
+class Meter:
+    """CPU seconds, so that a busy machine does not count, and peak memory in bytes since it was made; what is done aside is no part of it.
+
+    Args:
+        floor: see `peak_memory`.
+    """
+
+    def __init__(self, device: torch.device, floor: int | None = None) -> None:
+        self._device, self._floor = device, floor
+        self._earlier: list[int] = []
+        self._aside = 0.0
+        self._peak = self._restarted()
+        self._start = time.process_time()
+
+    def _restarted(self) -> Callable[[], int | None]:
+        with peak_memory(self._device, self._floor) as peak:
+            return peak
+
+    @property
+    def seconds(self) -> float:
+        return time.process_time() - self._start - self._aside
+
+    @property
+    def peak(self) -> int | None:
+        """None where the system can't tell."""
+        now = self._peak()
+        return None if now is None else max(now, *self._earlier) if self._earlier else now
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """What is done within counts for nothing."""
+        start, peak = time.process_time(), self.peak
+        try:
+            yield
+        finally:
+            if peak is not None:
+                self._earlier.append(peak)
+            self._peak = self._restarted()
+            self._aside += time.process_time() - start
 
 
 @contextmanager

@@ -6,8 +6,9 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from memgraft.background import documents, write_background
 from memgraft.baselines import Retrieval
 from memgraft.comparison.methods import AnyMethod, Base, Memory
-from memgraft.comparison.peak import in_use, peak_memory
+from memgraft.comparison.peak import Meter, in_use
 from memgraft.comparison.prefixes import Prefix, cached_prefixes
 from memgraft.comparison.runs import arithmetic
 from memgraft.comparison.writing import write_whole
@@ -45,7 +46,17 @@ class Written(NamedTuple):
     bytes: int | None = None
 
 
-OnStep = Callable[[PreTrainedModel, int, int, Written | None], None]  # (model as taught so far, steps done, in all, written so far)
+@dataclass(frozen=True)
+class SoFar:
+    """A lesson in the middle."""
+
+    done: int  # steps
+    total: int
+    costs: Callable[[], dict[str, Any]]  # until now: seconds, peak_bytes, rows, bytes
+    model: Callable[[], AbstractContextManager[PreTrainedModel]]  # within, as it would be measured now; that counts for no cost
+
+
+OnStep = Callable[[SoFar], None]
 
 
 @dataclass(frozen=True)
@@ -117,6 +128,7 @@ class Workshop:
         self._prefixes_of: Sequence[TokenBatch] = ()
         self._prefix_bytes = prefix_bytes
         self._floor = in_use(base.device)  # the base alone, as a rival finds it
+        self._training = False  # a rival, which may do so within the base
 
     def prepare(self, facts: Sequence[Fact | Text], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
         """A batch for each fact, with a round of wordings for each of `passes`, or chunk of a text: for every method alike.
@@ -188,6 +200,8 @@ class Workshop:
 
     @contextmanager
     def _base_only(self) -> Iterator[PreTrainedModel]:
+        if self._training:
+            raise MemgraftError("the base can't be had while a rival is taught, which may be within it: ask it before")
         with ExitStack() as stack:
             if self._grafted is not None:
                 stack.enter_context(self._grafted[1].without_memory())
@@ -212,24 +226,29 @@ class Workshop:
                 texts = self.background() if method.replay else []
                 replayed = documents(texts, self.tokenizer, tokens=self.background_tokens, length=DOCUMENT_TOKENS)
 
+                meter, rival = Meter(self.base.device, self._floor), method
+
                 def stepped(model: PreTrainedModel, done: int, total: int) -> None:
                     if on_step is not None:
-                        on_step(model, done, total, None)
+                        on_step(SoFar(done, total, costs, partial(_aside, meter, lambda: rival.so_far(model, self.base.dtype))))
 
-                start = time.process_time()
-                with (
-                    peak_memory(self.base.device, self._floor) as peak,
-                    method.taught(
+                def costs() -> dict[str, Any]:
+                    return {"seconds": round(meter.seconds, 3), "peak_bytes": meter.peak, **Written()._asdict()}
+
+                self._training = True
+                try:
+                    with method.taught(
                         self.base, lesson.batches, seed=lesson.seed, background=replayed, in_order=lesson.in_order, on_step=stepped
-                    ) as run,
-                ):
-                    yield Taught(
-                        run.model,
-                        time.process_time() - start,
-                        bytes=run.bytes,
-                        losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
-                        peak_bytes=peak(),
-                    )
+                    ) as run:
+                        yield Taught(
+                            run.model,
+                            meter.seconds,
+                            bytes=run.bytes,
+                            losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
+                            peak_bytes=meter.peak,
+                        )
+                finally:
+                    self._training = False
 
     @contextmanager
     def _taught_memory(self, method: Memory, lesson: Lesson, on_step: OnStep | None) -> Iterator[Taught]:
@@ -242,11 +261,19 @@ class Workshop:
             self._prefixes_of = lesson.batches
         grafted.assign_rows({})
         try:
-            with peak_memory(grafted.device) as peak, cached_prefixes(grafted, self._prefixes, self._prefix_bytes) as saved:
-                start = time.process_time()
+            with cached_prefixes(grafted, self._prefixes, self._prefix_bytes) as saved:
+                meter = Meter(grafted.device)
+
+                def stepped(done: int, total: int, written: Written) -> None:
+                    if on_step is not None:
+                        on_step(SoFar(done, total, partial(costs, written), partial(_aside, meter, lambda: grafted.base)))
+
+                def costs(written: Written) -> dict[str, Any]:
+                    return {"seconds": round(meter.seconds + saved.seconds, 3), "peak_bytes": self.own(meter.peak), **written._asdict()}
+
                 teach_lesson = _stream if lesson.in_order else _together
-                lessons, losses = teach_lesson(grafted, lesson, recipe, on_step)
-                seconds, most = time.process_time() - start + saved.seconds, peak()
+                lessons, losses = teach_lesson(grafted, lesson, recipe, stepped)
+                seconds, most = meter.seconds + saved.seconds, meter.peak
             assert self._grafted is not None
             written = _written(lessons)
             yield Taught(
@@ -264,20 +291,22 @@ class Workshop:
 
 
 _Outcome = tuple[Sequence[TaughtLesson], tuple[float, ...]]  # what was taught, loss of each pass
+_Stepped = Callable[[int, int, Written], None]
 
 
-def _together(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnStep | None) -> _Outcome:
+@contextmanager
+def _aside(meter: Meter, made: Callable[[], PreTrainedModel]) -> Iterator[PreTrainedModel]:
+    with meter.aside():
+        yield made()
+
+
+def _together(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, stepped: _Stepped) -> _Outcome:
     """All facts as one lesson."""
-
-    def stepped(step: Any) -> None:
-        if on_step is not None:
-            on_step(grafted.base, step.done, step.total, None)
-
-    result = teach(grafted, lesson.batches, recipe, grafted.usage, on_step=stepped)
+    result = teach(grafted, lesson.batches, recipe, grafted.usage, on_step=lambda step: stepped(step.done, step.total, Written()))
     return [result], tuple(_mean(losses) for losses in result.losses)
 
 
-def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnStep | None) -> _Outcome:
+def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, stepped: _Stepped) -> _Outcome:
     """Each fact as a lesson of its own, in order; the slots of earlier ones that every text reads count as used."""
     taught: list[TaughtLesson] = []
     everywhere: dict[str, list[Tensor]] = {name: [] for name in grafted.config.tables}
@@ -288,8 +317,7 @@ def _stream(grafted: GraftedModel, lesson: Lesson, recipe: Recipe, on_step: OnSt
         for name, changed in result.changes.items():
             if result.cues is None:
                 everywhere[name].append(changed.slots)
-        if on_step is not None:
-            on_step(grafted.base, (number + 1) * recipe.turns, len(lesson.batches) * recipe.turns, _written(taught))
+        stepped((number + 1) * recipe.turns, len(lesson.batches) * recipe.turns, _written(taught))
     turns = zip(*([_mean(turn) for turn in result.losses] for result in taught), strict=False)
     return taught, tuple(map(_mean, turns))
 

@@ -168,10 +168,11 @@ def test_questions_that_the_base_can_t_answer_end_a_comparison_before_anything_i
 ) -> None:
     (folder / "odd.jsonl").write_text('{"question": "What?", "answers": ["something that it never says"]}\n', encoding="utf-8")
     own = ["compare", str(folder / "facts.jsonl"), "--model", str(folder / "model"), "--method", "memory", "--background-tokens", "512"]
-    with pytest.raises(SystemExit) as stopped:
-        main([*own, "--probe", f"qa:{folder / 'odd.jsonl'}", "-o", str(folder / "out")])
-    assert stopped.value.code == 1
-    assert "the base answers none of the probes' questions" in capsys.readouterr().err
+    for _ in range(2):  # what the base answers is on disk the second time
+        with pytest.raises(SystemExit) as stopped:
+            main([*own, "--probe", f"qa:{folder / 'odd.jsonl'}", "-o", str(folder / "out")])
+        assert stopped.value.code == 1
+        assert "the base answers none of the probes' questions" in capsys.readouterr().err
     assert [json.loads(line)["method"] for line in (folder / "out" / "runs.jsonl").read_text(encoding="utf-8").splitlines()] == ["base"]
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from memgraft.baselines import Full, LoRA, Retrieval
+from memgraft.baselines import OSF, Full, LoRA, Retrieval, SHiRA
 from memgraft.commits import Rows
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.comparison.peak import peak_memory
-from memgraft.comparison.workshop import Lesson, Workshop
+from memgraft.comparison.workshop import Lesson, SoFar, Workshop
 from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
 from memgraft.teaching import Recipe
@@ -57,8 +57,8 @@ def test_every_method_teaches_and_leaves_the_base_bit_for_bit(workshop: Workshop
     before = logits(workshop.base)
     steps: list[tuple[int, int]] = []
 
-    def on_step(_: object, done: int, total: int, __: object) -> None:
-        steps.append((done, total))
+    def on_step(so_far: SoFar) -> None:
+        steps.append((so_far.done, so_far.total))
 
     for name, method in METHODS.items():
         with workshop.taught(own(method), lesson(workshop, in_order=in_order), on_step) as taught:
@@ -70,6 +70,36 @@ def test_every_method_teaches_and_leaves_the_base_bit_for_bit(workshop: Workshop
                 assert len(taught.losses) == (1 if name == "full" else 2)
         with workshop.taught(Base(), lesson(workshop)) as taught:
             assert torch.equal(logits(taught.model), before), name
+
+
+@pytest.mark.parametrize("method", [LoRA(rank=2, passes=1), Full(passes=1), OSF(passes=1), SHiRA(rank=2, passes=1)], ids=lambda m: m.method)
+def test_after_its_last_step_a_rival_is_measured_as_it_is_in_the_end(method: AnyMethod) -> None:
+    base = torch.nn.Module.to(tiny_model(depth=2), torch.bfloat16)
+    shop = Workshop(base, tiny_tokenizer(), backgrounds={"own": lambda: TEXTS}, background_tokens=600)
+    last: list[torch.Tensor] = []
+
+    def on_step(so_far: SoFar) -> None:
+        if so_far.done == so_far.total:
+            costs = so_far.costs()
+            with so_far.model() as model:
+                assert model.dtype == torch.bfloat16
+                model.eval()
+                last.append(logits(model))
+            assert so_far.costs()["seconds"] == pytest.approx(costs["seconds"], abs=0.5)
+
+    with shop.taught(method, lesson(shop, in_order=True), on_step) as taught:
+        assert torch.equal(last[0], logits(taught.model))
+
+
+def test_the_base_cant_be_asked_while_a_rival_may_be_within_it(workshop: Workshop) -> None:
+    with (
+        workshop.taught(LoRA(rank=2, passes=1), lesson(workshop)),
+        pytest.raises(MemgraftError, match="ask it before"),
+        workshop.taught(Base(), lesson(workshop)),
+    ):
+        pass
+    with workshop.taught(own(MEMORY), lesson(workshop)), workshop.taught(Base(), lesson(workshop)):
+        pass
 
 
 def test_frozen_states_kept_over_runs_change_no_bit(workshop: Workshop) -> None:
