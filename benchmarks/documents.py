@@ -47,7 +47,6 @@ class Documents(Materials):
             (question_probe(LEARNED, taught, SHOTS), question_probe(CONTROL, control, SHOTS)),
             {probe.name: found for probe in self.probes if (found := asking_taught(stated, probe))},
             each=STATEMENTS_EACH,
-            texts=tuple(texts),
         )
 
 

@@ -23,7 +23,7 @@ from memgraft.comparison.measuring import AnyProbe
 from memgraft.comparison.methods import Base
 from memgraft.comparison.summary import CONTROL, LEAKED, LEARNED, NEAR
 from memgraft.comparison.workshop import Lesson, Workshop
-from memgraft.examples import Fact
+from memgraft.examples import Fact, Text
 from memgraft.probes import AnswerNLLProbe, QAProbe, QuestionRow, measure
 
 NOTHING = Lesson((), (), 0)  # what the base is taught
@@ -46,7 +46,11 @@ class Material:
     probes: tuple[QAProbe, ...]  # learned, control
     overlaps: dict[str, list[int]]  # probe → rows that ask for a taught fact
     each: int = 1  # questions about each fact or document that is taught
-    texts: tuple[str, ...] = ()  # of documents
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Of documents."""
+        return tuple(example.text for example in self.lesson.facts if isinstance(example, Text))
 
     @property
     def facts(self) -> list[Fact]:

@@ -100,7 +100,7 @@ def summary(folder: Path) -> dict[str, Any]:
     if parts.get("corrections"):
         own["corrections"] = pooling.corrections(pooling.latest(parts["corrections"]))
     for count in {run["facts"]: None for run in parts.get("stream", ())}:
-        runs = pooling.latest([run for run in parts["stream"] if run["facts"] == count])
+        runs = [run for run in pooling.latest_streams(parts["stream"]) if run["facts"] == count]
         own.setdefault("stream_retention", {})[str(count)] = pooling.streams(runs)
     return {"methods": methods, "parts": parts}
 

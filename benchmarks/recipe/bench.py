@@ -20,7 +20,7 @@ from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.history import History
 from memgraft.learning import learn
-from memgraft.probes import QuestionRow, generate_answers
+from memgraft.probes import QuestionRow, f1, generate_answers
 from memgraft.probes.measuring import few_shot_prompts
 from memgraft.store import MemoryStore
 from memgraft.teaching import Recipe
@@ -51,7 +51,9 @@ class Bench:
             with grafted.without_memory():
                 self._known |= {row.question: what for row, what in zip(asked, known(grafted.base, self.tokenizer, asked), strict=True)}
             write_json(path, {"identity": self.study.identity, "known": self._known})
-        return [self._known[row.question] for row in questions]
+        # Right or wrong by these answers, which may not be those that the question had when it was asked.
+        found = ((self._known[row.question], row.answers) for row in questions)
+        return [said._replace(f1=f1(said.answer, answers)) for said, answers in found]
 
     def question(self, number: int) -> QuestionRow:
         """A row of the data set as a question."""

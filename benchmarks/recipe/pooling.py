@@ -20,6 +20,11 @@ def latest(runs: Sequence[Run]) -> list[Run]:
     return [run for run in runs if _settings(run) == _settings(runs[-1])]
 
 
+def latest_streams(runs: Sequence[Run]) -> list[Run]:
+    """The latest of each length."""
+    return [run for count in dict.fromkeys(run["facts"] for run in runs) for run in latest([run for run in runs if run["facts"] == count])]
+
+
 def _settings(run: Run) -> dict[str, Any]:
     settings = {name: value for name, value in run.items() if name not in RESULTS}
     return {**settings, "recipe": {**run.get("recipe", {}), "seed": None}}

@@ -29,7 +29,7 @@ def recipe(path: Path) -> Iterator[str]:
         yield table(columns, ([name, str(each["facts"]), *(cell(each.get(score)) for score in scores)] for name, each in groups.items()))
         misses = found["near_misses"]
         yield f"Near misses answered as before, after both: {misses['same']:,} of {misses['questions']:,}."
-    for run in parts.get("stream", []):
+    for run in pooling.latest_streams(parts.get("stream", ())):
         yield f"A stream of {run['facts']:,} facts, each a lesson of its own, seed {run['seed']}:"
         yield from points_table(run["points"])
 

@@ -63,7 +63,7 @@ def comparison_markdown(page: ComparisonPage) -> str:
     if page.ran:
         parts += ["## What was run", "\n".join(f"* {plain(name)}: {plain(value)}" for name, value in page.ran)]
     if page.repeat:
-        parts += ["## How to repeat this", "\n".join(f"    {' '.join(line.split())}" for line in page.repeat)]
+        parts += ["## How to repeat this", "\n".join("    " + "".join(c if c.isprintable() else " " for c in line) for line in page.repeat)]
     parts.append(plain(page.environment))
     return "\n\n".join(part for part in parts if part) + "\n"
 
