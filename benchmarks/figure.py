@@ -64,11 +64,16 @@ def _along(figure: Figure, found: Mapping[str, Any]) -> None:
     (base,) = (setting for setting in found["test"]["settings"] if setting["method"] == BASE)
     text = base["probes"]["wikitext"]["before"]
     unit = STREAMS[found["study"]]
-    best = {(setting["method"], setting["label"]) for setting in winners(found["test"]["settings"])}
-    streams = {each["method"]: each["along"] for each in found["streams"] if each["along"] and (each["method"], each["label"]) in best}
-    learned = {method: [(point[unit], point["learned_f1"]) for point in points] for method, points in streams.items()}
+    streams: dict[str, Any] = {}  # the first setting of each method, which was tried whatever came of it
+    for each in found["streams"]:
+        if each["along"]:
+            streams.setdefault(each["method"], each["along"])
+    gain = "text_gain" if unit == "documents" else "learned_f1"
+    learned = {method: [(point[unit], point[gain]) for point in points] for method, points in streams.items()}
     rises = {method: [(point[unit], point["wikitext"] - text) for point in points] for method, points in streams.items()}
     _lines(figure, learned, rises, f"{unit} taught, one after the other")
+    if unit == "documents":
+        figure.axes[0].set(ylim=(0, None), ylabel="fall of the documents' own NLL, nats")
 
 
 def _over_t(figure: Figure, found: Mapping[str, Any]) -> None:
