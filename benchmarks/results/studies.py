@@ -49,7 +49,7 @@ def _compared(split: str, part: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {split.capitalize()} split"
     yield from _at_equal_learning(part["at_equal_learning"])
     yield "Each method at the setting that is best" + (
-        " on the tuning split:" if tested else ", by learned F1 × exp(−rise of the text NLL):"
+        " on the tuning split, of those that ran here:" if tested else ", by learned F1 × exp(−rise of the text NLL):"
     )
     best = winners(settings, tuned=tested)
     yield settings_table(best, with_seeds=tested)
