@@ -26,13 +26,13 @@ class Retrieval(Config):
     )
 
     def shown(self, facts: Sequence[Fact | Text]) -> list[str]:
-        """What stands in a prompt for each fact. A text stands there as it is."""
+        """What stands in a prompt for each fact: its statements, else its question with the answer. A text stands there as it is."""
+        return [example.text if isinstance(example, Text) else self._shown(example) for example in facts]
+
+    def _shown(self, fact: Fact) -> str:
         if self.form == "example":
-            return [
-                example.text if isinstance(example, Text) else f"Question: {example.question}\nAnswer: {example.answers[0]}\n"
-                for example in facts
-            ]
-        return searched(facts)
+            return f"Question: {fact.question}\nAnswer: {fact.answers[0]}\n"
+        return " ".join(fact.sentences) or f"{fact.question} {fact.answers[0]}"
 
     def searcher(self, facts: Sequence[Fact | Text]) -> Callable[[str], str]:
         """A function from a question to what is shown of the facts found for it. Where no word is shared, none are found.
@@ -56,9 +56,9 @@ class Retrieval(Config):
 
 
 def searched(facts: Sequence[Fact | Text]) -> list[str]:
-    """What is searched of each fact: its statements, else its question with the answer. A text is searched as it is."""
+    """What is searched of each fact: all that is taught of it, its questions among it, whatever is shown. A text is searched as it is."""
     return [
-        example.text if isinstance(example, Text) else " ".join(example.sentences) or f"{example.question} {example.answers[0]}"
+        example.text if isinstance(example, Text) else " ".join((*example.questions, *(example.sentences or example.answers[:1])))
         for example in facts
     ]
 

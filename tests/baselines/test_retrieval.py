@@ -45,12 +45,46 @@ def test_a_question_without_a_known_word_finds_nothing(question: str, form: str)
     assert Retrieval.model_validate({"passages": 5, "form": form}).searcher(FACTS)(question) == ""
 
 
-def test_a_fact_is_searched_by_its_statements_or_else_by_question_and_answer() -> None:
+def test_a_fact_is_searched_by_all_that_is_taught_of_it_and_shown_as_a_statement() -> None:
+    wordings = {"paraphrases": ("Which land holds Oslo?",), "held_out": ("Oslo?",)}
     stated = Fact(
-        line=1, question="Where is Oslo?", answers=("Norway",), statement="Oslo lies in Norway.", statements=("Norway has Oslo.",)
+        line=1,
+        question="Where is Oslo?",
+        answers=("Norway",),
+        statement="Oslo lies in Norway.",
+        statements=("Norway has Oslo.",),
+        **wordings,
     )
-    bare = Fact(line=2, question="Where is Lima?", answers=("Peru",))
-    assert searched([stated, bare]) == ["Oslo lies in Norway. Norway has Oslo.", "Where is Lima? Peru"]
+    bare = Fact(line=2, question="Where is Lima?", answers=("Peru", "South America"))
+    assert searched([stated, bare]) == [
+        "Where is Oslo? Which land holds Oslo? Oslo lies in Norway. Norway has Oslo.",
+        "Where is Lima? Peru",
+    ]
+    assert Retrieval().shown([stated, bare]) == ["Oslo lies in Norway. Norway has Oslo.", "Where is Lima? Peru"]
+
+
+def test_of_facts_about_one_subject_the_one_that_was_asked_so_is_found() -> None:
+    facts = [
+        Fact(
+            line=1,
+            question="Who began Vellack?",
+            answers=("Oda",),
+            statement="Vellack goes back to Oda.",
+            paraphrases=("Whose firm is Vellack?",),
+        ),
+        Fact(
+            line=2,
+            question="When did Vellack begin?",
+            answers=("1893",),
+            statement="Vellack dates from 1893.",
+            paraphrases=("How old is Vellack?",),
+        ),
+    ]
+    search = Retrieval().searcher(facts)
+    assert [search("Whose idea was the firm Vellack?"), search("How old is Vellack now?")] == [
+        "Vellack goes back to Oda.",
+        "Vellack dates from 1893.",
+    ]
 
 
 @pytest.mark.parametrize("form", ["statement", "example"])
