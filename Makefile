@@ -46,6 +46,7 @@ bench: setup
 docs: setup
 	mkdir -p docs
 	$(BIN)/python -m memgraft.cli.reference > docs/cli.md
+	$(BIN)/python -m memgraft.cli.reference settings > docs/settings.md
 	$(BIN)/python -m benchmarks.results results > docs/results.md
 
 clean:

@@ -79,6 +79,7 @@ def examine(store: MemoryStore) -> dict[str, Any]:
         "dtype": spec.dtype,
         "made_with": spec.memgraft_version,
         "layers": list(spec.memory.layers),
+        "answer_layer": spec.memory.answer_layer,
         "slots": spec.memory.slots,
         "top_k": spec.memory.top_k,
         "heads": spec.memory.heads,

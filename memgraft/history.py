@@ -71,7 +71,7 @@ class History:
         self._pending.append(("learn", commit))
 
     def revert(self, prefix: str) -> RevertReport:
-        """Take an active lesson back; reports which later ones share slots with it."""
+        """Take an active lesson back; reports which later ones are read together with it."""
         commit = self.commit(prefix)
         overlaps = self.overlaps(commit, self.active()[self.active().index(commit.id) + 1 :])
         del self._active[commit.id]
@@ -79,7 +79,7 @@ class History:
         return RevertReport(commit.id, commit.rows, overlaps)
 
     def overlaps(self, commit: Commit, others: Sequence[str]) -> tuple[Overlap, ...]:
-        """Which of the other active lessons wrote to slots of this one and are read by the same texts."""
+        """Which of the other active lessons are read together with this one."""
         closed = closed_facts({**self._records(), commit.id: commit.record})  # it may be about to be learned
         own, found = still_open(commit.cues, closed[commit.id]), []
         for id in others:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from memgraft.asking import question_probe
 from memgraft.checkpoints import Checkpoints
 from memgraft.commits import Commit, DataFile
 from memgraft.data import ExampleSet, read_examples
@@ -22,7 +23,7 @@ from memgraft.examples import Example, Fact, Text
 from memgraft.finding import MOST_WORDINGS
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
-from memgraft.probes import QAProbe, QuestionRow, measure
+from memgraft.probes import measure
 from memgraft.probes.language_model import context_length
 from memgraft.probes.scores import Scores
 from memgraft.store.manifest import check_message
@@ -105,16 +106,6 @@ def _errors_at(place: str) -> Iterator[None]:
         yield
     except (DataError, TeachingError) as error:
         raise type(error)(f"{place}: {error}") from error
-
-
-def test_questions(examples: Sequence[Example]) -> QAProbe | None:
-    """One question per fact, in a wording that was not taught where the fact has one, always in the frame kept for testing."""
-    rows = [
-        QuestionRow(question=fact.held_out[0] if fact.held_out else fact.question, answers=fact.answers)
-        for fact in examples
-        if isinstance(fact, Fact)
-    ]
-    return QAProbe(name="taught facts", questions=tuple(rows)) if rows else None
 
 
 @dataclass(frozen=True)
@@ -209,7 +200,8 @@ def learn(
     if not again and recipe.scope != "everywhere":
         check_open(model, examples.examples, path=examples.path)
     keeper = checkpoints.keeper(model, batches, examples.sha256, recipe, message) if checkpoints else None
-    probe = test_questions(examples.examples) if test else None
+    facts = [example for example in examples.examples if isinstance(example, Fact)]
+    probe = question_probe("taught facts", facts, model.tokenizer) if test and facts else None
     before = None
     if probe:
         with model.without_memory():

@@ -59,7 +59,7 @@ class Recipe(Config):
     pruning: int = Field(3, gt=0, description="steps, one a pass, in which the rows that may change fall to that number by the same factor")
     until_loss: float | None = Field(None, gt=0, description="skip a batch in later passes once its loss is at most this")
     row_dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves its file"
+        "float32", description="what the changed rows are rounded to at the lesson's end; bfloat16 halves what rows take in its file"
     )
     loss: Literal["answer", "all"] = Field("answer", description="tokens that carry the loss; with all, facts have no cues")
     wordings: int = Field(4, gt=0, description="wordings a fact in each pass; every pass has its own")

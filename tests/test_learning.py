@@ -563,6 +563,15 @@ class TestAnAnswerLayer:
         model.revert(first.id)
         assert self.rows_of(model) == [dict(second.changes)]
 
+    def test_lessons_that_the_same_questions_read_are_named_and_share_no_slot(self, tmp_path: Path) -> None:
+        model = self.grafted()
+        first = learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)
+        second = learn(model, data_file(tmp_path, FACTS[:1], "again.jsonl"), message="2", recipe=RECIPE, test=False)
+        assert second.record["overlaps"] == [{"lesson": first.id, "message": "1", "shared_slots": None}]
+        (overlap,) = model.revert(first.id).overlaps
+        assert (overlap.commit, overlap.shared_slots, overlap.place) == (second.id, None, "in the same questions")
+        assert overlap.l2 == pytest.approx(float(first.changes[ANSWERS].values.norm()))
+
     def test_a_correction_closes_what_it_supersedes(self, tmp_path: Path) -> None:
         model = self.grafted()
         learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=RECIPE, test=False)

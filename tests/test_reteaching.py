@@ -73,7 +73,7 @@ def test_a_revert_without_the_data_is_refused_with_its_digest(model: GraftedMode
         revert(model, first.id, overlap="re-teach")
     with pytest.raises(StoreError, match="none of the lessons to teach again was taught this file"):
         revert(model, first.id, overlap="re-teach", data=[fact(tmp_path, "a")])
-    with pytest.raises(StoreError, match=f"1 later lesson wrote to slots of {first.id[:12]}"):
+    with pytest.raises(StoreError, match=f"1 later lesson is read together with {first.id[:12]}"):
         revert(model, first.id, overlap="refuse")
     assert model.rows() == rows
     assert model.history.active() == [first.id, later.id]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memgraft.cli.console import print_json, print_table, say
-from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted
+from memgraft.cli.options import BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_tolerance
 from memgraft.cli.progress import Stages
 from memgraft.errors import DataError
 
@@ -33,7 +33,12 @@ def check(
     ],
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="How much worse a mean may get, in its own unit.", show_default="0; drift is only reported"),
+        typer.Option(
+            parser=parse_tolerance,
+            metavar="X",
+            help="How much worse a mean may get, in its own unit.",
+            show_default="0; drift is only reported",
+        ),
     ] = None,
     model: BaseModel = None,
     dtype: Dtype = None,

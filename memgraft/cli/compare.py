@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from memgraft.cli.check import BACKGROUND
 from memgraft.cli.console import print_json, print_table, say
 from memgraft.cli.options import MOST_SEED, Device, DtypeName, Json, TrustRemoteCode
 from memgraft.cli.progress import Stages
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
     from memgraft.comparison.methods import AnyMethod
     from memgraft.examples import Fact
     from memgraft.report import ComparisonPage
+
+# Those of `comparison.grid`, which takes seconds to import.
+METHODS = (
+    "memory",
+    "retrieval",
+    "memory (tfidf, sgd)",
+    "lora",
+    "lora + replay",
+    "full",
+    "osf",
+    "shira",
+    "memory (cues)",
+    "memory (no cues)",
+)
 
 
 def compare(
@@ -41,7 +56,8 @@ def compare(
     ] = None,
     minutes: Annotated[float, typer.Option(min=0, help="Time for all runs; what does not fit in is left out and named.")] = 60,
     method: Annotated[
-        list[str] | None, typer.Option("--method", metavar="NAME", help="Only this method. May be repeated.", show_default="all")
+        list[str] | None,
+        typer.Option("--method", metavar="NAME", help=f"Only this one of {', '.join(METHODS)}. May be repeated.", show_default="all"),
     ] = None,
     background_tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text that stands for what must be preserved.")] = 32768,
     seed: Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of wordings, order and new weights.")] = 0,
@@ -60,7 +76,8 @@ def compare(
 
     Writes report.html with report.md and report.json. Stopped, the same command goes on where it was.
     """
-    from memgraft.comparison.compare import asked, facts_of, run_comparison
+    from memgraft.asking import questions_of
+    from memgraft.comparison.compare import facts_of, run_comparison
     from memgraft.comparison.grid import grid
     from memgraft.comparison.summary import summarise
     from memgraft.comparison.workshop import Workshop
@@ -108,11 +125,10 @@ def compare(
             on_run=on_run,
         )
     environment = comparison.runs[0]["environment"]
-    questions = asked("learned", facts).questions
     page = comparison_page(
         summarise(comparison.runs),
         title=f"memgraft compare: {data.name}",
-        facts=[(row.question, fact.answers[0]) for row, fact in zip(questions, facts, strict=True)],
+        facts=[(row.question, fact.answers[0]) for row, fact in zip(questions_of(facts), facts, strict=True)],
         runs=comparison.runs,
         skipped=comparison.skipped,
         remarks=_remarks(facts, controls, probes),
@@ -167,16 +183,17 @@ def _probes(specs: list[str] | None) -> list[AnyProbe]:
         return [questions, prose]
     probes: list[AnyProbe] = []
     for spec in specs:
-        probe = load_probe(spec)
-        if isinstance(probe, DriftProbe):
+        probe = None if spec == BACKGROUND else load_probe(spec)
+        if probe is None or isinstance(probe, DriftProbe):
             raise DataError(f"{spec}: a comparison has no drift probes; give the text as text:FILE")
         probes.append(probe)
     return probes
 
 
 def _remarks(facts: Sequence[Fact], controls: Sequence[Fact], probes: Sequence[AnyProbe]) -> list[str]:
-    from memgraft.comparison.compare import asked
+    from memgraft.asking import questions_of
     from memgraft.comparison.overlap import asking_taught
+    from memgraft.probes import QAProbe
 
     remarks = ["One seed; settings are compared on the facts that they are measured on, so the best of many looks a little too good."]
     asked_as_taught = sum(not fact.held_out for fact in facts)
@@ -184,7 +201,8 @@ def _remarks(facts: Sequence[Fact], controls: Sequence[Fact], probes: Sequence[A
         remarks.append(f"{asked_as_taught} of {len(facts)} facts have no held_out wording: they are asked in words that were taught.")
     if not controls:
         remarks.append("No --control facts: how much of the learned F1 comes from knowing what type of answer is wanted, can't be told.")
-    for probe in (*([asked("--control", controls)] if controls else []), *probes):
+    own = [QAProbe(name="--control", questions=questions_of(controls))] if controls else []
+    for probe in (*own, *probes):
         if count := len(asking_taught(facts, probe)):
             remarks.append(f"{probe.name}: {count} of its questions ask for a taught fact: they tell what was learned.")
     return remarks

@@ -75,7 +75,8 @@ def _print_store(store: dict[str, Any]) -> None:
     say(f"store        {store['path']}, {human_bytes(store['bytes'])}, made with memgraft {store['made_with']}")
     say(f"base         {store['model']} ({store['dtype']}){_base_verdict(store)}")
     layers = ", ".join(str(layer) for layer in store["layers"])
-    say(f"memory       in front of block {layers}; {store['slots']:,} slots, {store['heads']} heads, top {store['top_k']}")
+    answers = "no answer layer" if store["answer_layer"] is None else f"answers in front of block {store['answer_layer']}"
+    say(f"memory       in front of block {layers}, {answers}; {store['slots']:,} slots, {store['heads']} heads, top {store['top_k']}")
     say(f"lessons      {lessons['active']} active of {lessons['learned']} learned")
     say("background   " + ", ".join(f"{name} {value}" for name, value in background.items()))
     if store["faults"]:

@@ -33,7 +33,7 @@ def import_(
     store: Store,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` wrote.", show_default=False)],
     overlap: Annotated[
-        Literal["refuse", "sum"], typer.Option(help="Where it shares slots with active lessons: refuse it, or add it to them.")
+        Literal["refuse", "sum"], typer.Option(help="Where it is read together with active lessons: refuse it, or add it to them.")
     ] = "refuse",
     json: Json = False,
 ) -> None:

@@ -29,7 +29,8 @@ def graft(
         str,
         typer.Option(
             metavar="auto|L,L…",
-            help="Blocks, from 0, in front of which memory sits; auto: one at a third of the depth. Facts are read at three quarters.",
+            help="Blocks, from 0, in front of which memory sits; auto: one at a third of the depth. Facts are read at three quarters, "
+            "where that is behind these.",
         ),
     ] = "auto",
     top_k: Annotated[int | None, typer.Option(help="Slots that each head of a token reads.", show_default="32")] = None,
@@ -110,6 +111,7 @@ def _facts(model: GraftedModel) -> dict[str, Any]:
         "dtype": str(model.base.dtype).removeprefix("torch."),
         "blocks": len(model.blocks),
         "layers": list(config.layers),
+        "answer_layer": config.answer_layer,
         "slots": config.slots,
         "top_k": config.top_k,
         "heads": config.heads,
@@ -124,6 +126,10 @@ def _print(facts: dict[str, Any]) -> None:
     used = ", ".join(f"{share:.0%}" for share in facts["slots_used"].values())
     say(f"grafted {facts['model']} ({facts['dtype']}) in {facts['seconds']:.0f} s")
     say(f"memory layer{plural} in front of block{plural} {layers} of 0 to {facts['blocks'] - 1}")
+    if facts["answer_layer"] is None:
+        say("no answer layer: facts have no anchors, and are read by the memory after their subject was named")
+    else:
+        say(f"answer layer in front of block {facts['answer_layer']}, where facts are read")
     say(f"{facts['slots']:,} slots, each token reads {facts['top_k']} in each of {facts['heads']} heads")
     say(f"background: {facts['background']['kind']}, {facts['background']['tokens']:,} tokens, which read {used} of the slots")
     say(f"saved as {facts['store']}; teach it with `memgraft learn {facts['store']} FACTS.jsonl -m MESSAGE`")

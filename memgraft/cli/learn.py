@@ -9,8 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from memgraft.cli.check import FORGOT, background_probe, read_probes
-from memgraft.cli.console import print_json, short
-from memgraft.cli.options import MOST_SEED, BaseModel, Device, Dtype, Json, Store, TrustRemoteCode, load_grafted, parse_limit, writing
+from memgraft.cli.console import print_json, remark, short
+from memgraft.cli.options import (
+    MOST_SEED,
+    BaseModel,
+    Device,
+    Dtype,
+    Json,
+    Store,
+    TrustRemoteCode,
+    load_grafted,
+    parse_limit,
+    parse_tolerance,
+    writing,
+)
 from memgraft.cli.progress import Stages, TeachingProgress
 from memgraft.cli.recipes import build_recipe
 from memgraft.cli.running import told
@@ -29,14 +41,16 @@ def learn(
     store: Store,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="What to teach, .jsonl or .txt.", show_default=False)],
     message: Annotated[str, typer.Option("--message", "-m", help="What the lesson is about, for the log.", show_default=False)],
-    ranking: Annotated[RankingName | None, typer.Option(help="Rule that scores the slots a batch reads.", show_default="tfidf")] = None,
+    ranking: Annotated[
+        RankingName | None, typer.Option(help="Rule that scores the slots a batch reads in memory layers.", show_default="tfidf")
+    ] = None,
     t: Annotated[
         str | None,
         typer.Option(
             "--t",
             parser=parse_limit,
             metavar="N|none",
-            help="Slots that may change in a step; none: every slot with a positive score.",
+            help="Slots of memory layers that may change in a step; none: every slot with a positive score.",
             show_default="1000",
         ),
     ] = None,
@@ -45,7 +59,8 @@ def learn(
         typer.Option(
             parser=parse_limit,
             metavar="N|none",
-            help="Rows per example that a lesson of memory layers keeps, on average; none: all. Facts with anchors keep theirs.",
+            help="Rows per fact, or part of a text, that a lesson of memory layers keeps, on average; none: all. "
+            "Facts with anchors keep theirs.",
             show_default="84",
         ),
     ] = None,
@@ -53,12 +68,10 @@ def learn(
     learning_rate: Annotated[float | None, typer.Option(help="Of the writer.", show_default="the writer's own")] = None,
     mu: Annotated[
         float | None,
-        typer.Option(
-            "--mu", help="How much dearer it gets to change what the background reads, where it reads the memory.", show_default="30"
-        ),
+        typer.Option("--mu", help="How much dearer it gets to change what the background reads, in memory layers.", show_default="30"),
     ] = None,
     passes: Annotated[
-        int | None, typer.Option(help="Times that everything is taught, at most.", show_default="6 for facts, else 10")
+        int | None, typer.Option(help="Times that everything is taught, at most.", show_default="6 for facts with anchors, else 10")
     ] = None,
     until_loss: Annotated[
         float | None, typer.Option(help="Skip an example in later passes once its loss is this low.", show_default="never")
@@ -81,10 +94,14 @@ def learn(
     seed: Annotated[int | None, typer.Option(min=0, max=MOST_SEED, help="Of order and wordings.", show_default="0")] = None,
     recipe: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="All of these settings, as `show --json` prints them; options win.", show_default=False),
+        typer.Option(
+            metavar="FILE.json", help="All of these settings, or a lesson's as `show --json` prints it; options win.", show_default=False
+        ),
     ] = None,
     no_test: Annotated[bool, typer.Option("--no-test", help="Don't ask the facts before and after the lesson.")] = False,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Round the lesson's rows to bfloat16: a file of half the size.")] = False,
+    bf16: Annotated[
+        bool, typer.Option("--bf16", help="Round the lesson's rows to bfloat16: about two thirds of the size for facts, half for all else.")
+    ] = False,
     keep_data: Annotated[bool, typer.Option("--keep-data", help="Keep the data file in the store, to teach the lesson again.")] = False,
     gate: Annotated[
         list[str],
@@ -98,7 +115,12 @@ def learn(
     ] = [],  # noqa: B006 (typer copies it)
     tolerance: Annotated[
         float | None,
-        typer.Option(min=0, help="How much worse a gate's mean may get, in its own unit.", show_default="0; drift is only reported"),
+        typer.Option(
+            parser=parse_tolerance,
+            metavar="X",
+            help="How much worse a gate's mean may get, in its own unit.",
+            show_default="0; drift is only reported",
+        ),
     ] = None,
     checkpoint_every: Annotated[
         float, typer.Option(min=0, metavar="SECONDS", help="How often the lesson's progress is saved in the store.")
@@ -186,6 +208,10 @@ def learn(
 
     from memgraft.cli.lessons import describe, print_lesson
 
+    if commit.cues is not None and commit.cues.anchors is not None:
+        given = {"--ranking": ranking, "--t": t, "--rows": rows, "--mu": mu}
+        if of_layers := [option for option, value in given.items() if value is not None]:
+            remark(f"{', '.join(of_layers)}: of memory layers, without effect on facts with anchors; --scope cues teaches them in layers")
     lesson = describe(_open(store), commit.id)
     if json:
         print_json(lesson)

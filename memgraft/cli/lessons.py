@@ -95,7 +95,7 @@ def summary(lesson: dict[str, Any], record: Record) -> str:
 
 
 def earlier_overlaps(record: Record) -> list[str]:
-    """A line for each earlier lesson on slots of this one."""
+    """A line for each earlier lesson that is read together with this one."""
     overlaps = [overlap.model_dump() for overlap in record.overlaps]
     return overlap_lines(overlaps, "wrote to {slots} slots of the earlier lesson")
 
@@ -109,8 +109,12 @@ def superseded_nothing(record: Record) -> list[str]:
 
 
 def overlap_lines(overlaps: list[dict[str, Any]], text: str) -> list[str]:
-    """A line for each lesson that shares slots."""
-    return [f"{text.format(slots=format(o['shared_slots'], ','))} {short(o['lesson'])}: {first_line(o['message'])}" for o in overlaps]
+    """A line for each lesson that is read together with this one: the text with the number of slots where they share any."""
+    return [f"{_together(o['shared_slots'], text)} {short(o['lesson'])}: {first_line(o['message'])}" for o in overlaps]
+
+
+def _together(slots: int | None, text: str) -> str:
+    return "may be read in the same questions as" if slots is None else text.format(slots=f"{slots:,}")
 
 
 def human_bytes(size: float) -> str:

@@ -19,7 +19,7 @@ def merge(
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="Store to take lessons from; it is not changed.", show_default=False)],
     overlap: Annotated[
         Literal["refuse", "sum", "re-teach"],
-        typer.Option(help="Where lessons of both share slots: refuse to merge, sum them, or teach them again on top of each other."),
+        typer.Option(help="Where lessons of both are read together: refuse to merge, sum them, or teach them again on top of each other."),
     ] = "refuse",
     data: RetaughtData = [],  # noqa: B006 (typer copies it)
     model: BaseModel = None,
@@ -30,7 +30,7 @@ def merge(
 ) -> None:
     """Add what another store of the same base and keys learned and took back.
 
-    Lessons that share no slot merge exactly, in any order. What one store took back is taken back in both.
+    Lessons that no text reads together merge exactly, in any order. What one store took back is taken back in both.
     """
     from memgraft.store import MemoryStore
 
@@ -55,7 +55,7 @@ def merge(
         print_json({"store": str(store), "other": str(other), **asdict(report), "taught_again": again})
         return
     for conflict in report.conflicts:
-        shared = f"shares {conflict.shared_slots:,} slots (norm {conflict.l2:.3g}) with {short(conflict.other)}"
+        shared = f"is read together with {short(conflict.other)} ({conflict.place})"
         say(f"{short(conflict.lesson)} {shared}: " + (f"taught again as {short(again[conflict.lesson])}" if again else "summed"))
     for verb, ids in (("learned", report.learned), ("reverted", report.reverted)):
         for id in ids:

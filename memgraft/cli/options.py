@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -59,6 +60,17 @@ def parse_limit(text: str) -> str:
         return str(parse_count(text))
     except typer.BadParameter as error:
         raise typer.BadParameter(f"expected a whole number above 0, or {NONE}, got {text!r}") from error
+
+
+def parse_tolerance(text: str) -> float:
+    """How much worse something may get, a finite number from 0. typer.BadParameter for anything else."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= 0):
+        raise typer.BadParameter(f"expected a number from 0, got {text!r}")
+    return value
 
 
 def parse_layers(text: str) -> tuple[int, ...] | None:

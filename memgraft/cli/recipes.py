@@ -20,7 +20,7 @@ def build_recipe(
     """The recipe of a lesson.
 
     Args:
-        file: JSON with any fields of a recipe, such as `show --json` prints under "recipe".
+        file: JSON with any fields of a recipe, or what `show --json` prints, which has them under "recipe".
         settings: fields of the recipe itself, `none` for no value; those that are None were not given.
         writer, learning_rate, background_weight: of the writer; another writer than the file's starts from its own defaults.
 
@@ -53,4 +53,5 @@ def _read(file: Path) -> dict[str, Any]:
         raise DataError(f"{file}: expected a recipe as JSON: {error}") from error
     if not isinstance(value, dict):
         raise DataError(f"{file}: expected a recipe as a JSON object, got {type(value).__name__}")
-    return value
+    inner = value.get("recipe")
+    return inner if isinstance(inner, dict) else value

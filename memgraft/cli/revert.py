@@ -30,7 +30,7 @@ def revert(
     """Take a lesson back.
 
     The memory becomes, bit for bit, the sum of the other lessons. The lesson's files stay in the store, so that it can be
-    inspected. Later lessons that wrote to slots of this one are named: they were learned on top of it.
+    inspected. Later lessons that are read together with this one are named: they were learned on top of it.
     """
     from memgraft.store import MemoryStore
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from memgraft.asking import question_probe
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
@@ -18,7 +19,7 @@ from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.data import ExampleSet
 from memgraft.errors import DataError, MeasureError, MemgraftError, TeachingError
 from memgraft.examples import Fact
-from memgraft.probes import QAProbe, QuestionRow, measure
+from memgraft.probes import measure
 
 OnRun = Callable[[str], None]  # what is run now
 
@@ -38,12 +39,6 @@ def facts_of(examples: ExampleSet, what: str = "compare") -> tuple[Fact, ...]:
     if other is not None:
         raise DataError(f"{examples.path}:{other.line}: {what} needs facts to ask for: expected question and answers")
     return tuple(example for example in examples.examples if isinstance(example, Fact))
-
-
-def asked(name: str, facts: Sequence[Fact]) -> QAProbe:
-    """One question a fact, in a wording that is not taught where the fact has one, in the frame kept for testing."""
-    rows = [QuestionRow(question=fact.held_out[0] if fact.held_out else fact.question, answers=fact.answers) for fact in facts]
-    return QAProbe(name=name, questions=tuple(rows))
 
 
 def run_comparison(
@@ -76,7 +71,8 @@ def run_comparison(
     start = time.monotonic()
     passes = max((_passes(method) for each in methods.values() for method in each), default=1)
     lesson = Lesson(facts, workshop.prepare(facts, passes=passes, wordings=wordings, seed=seed), seed)
-    measured: list[AnyProbe] = [asked(LEARNED, facts), *([asked(CONTROL, controls)] if controls else []), *probes]
+    own = [question_probe(name, each, workshop.tokenizer) for name, each in ((LEARNED, facts), (CONTROL, controls)) if each]
+    measured: list[AnyProbe] = [*own, *probes]
     taken = next((probe.name for probe in probes if probe.name in OWN), None)
     if taken is not None:
         raise DataError(f"a probe is called {taken!r}, which names what is asked about the facts; rename the file")

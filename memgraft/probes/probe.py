@@ -12,6 +12,8 @@ from memgraft.config import Config
 from memgraft.errors import DataError
 from memgraft.probes.rows import ChoiceRow, QuestionRow, TextRow, decoded, parse_rows
 
+ANSWER_TOKENS = 16
+
 
 class QAProbe(Config):
     """Answers generated to questions, scored by F1 or exact match."""
@@ -22,7 +24,7 @@ class QAProbe(Config):
     metric: Literal["f1", "exact match"] = Field(default="f1", description="the score of an answer; the other one stands in its outcome")
     frame: Literal["few-shot", "chat"] = Field(default="few-shot", description="how a question is asked")
     shots: int = Field(default=5, ge=0, description="examples in front of a question (few-shot frame)")
-    max_new_tokens: int = Field(default=16, gt=0, description="tokens that an answer may have")
+    max_new_tokens: int = Field(default=ANSWER_TOKENS, gt=0, description="tokens that an answer may have")
 
 
 class AnswerNLLProbe(Config):

@@ -30,6 +30,7 @@ def _flags(*names: str) -> int:
 _OLD_FILE = _flags("RDONLY", "BINARY", "CLOEXEC", "NOFOLLOW", "NONBLOCK")
 _NEW_FILE = _flags("WRONLY", "BINARY", "CLOEXEC", "NOFOLLOW", "CREAT", "TRUNC")
 _ADVICE = {
+    errno.ENOENT: "make the folder first",
     errno.ENOSPC: "free some disk space and try again",
     errno.EDQUOT: "free some of your disk quota and try again",
     errno.EFBIG: "raise the file size limit (ulimit -f) and try again",

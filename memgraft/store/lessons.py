@@ -29,17 +29,22 @@ _HEADER_KEYS = {"format_version", "message", "recipe", "data_sha256"}
 
 @dataclass(frozen=True)
 class Overlap:
-    """A later lesson that texts read with a reverted one, at the same slots, and that may have been learned on top of it."""
+    """A later lesson that texts read with a reverted one, and that may have been learned on top of it."""
 
     commit: str
     message: str
-    shared_slots: int  # over all tables
-    l2: float  # L2 norm of what the revert takes away from those slots
+    shared_slots: int | None  # over all tables; None where both have anchors, whose rows are their own
+    l2: float  # L2 norm of what the revert takes away from those slots, or of all its rows at anchors
+
+    @property
+    def place(self) -> str:
+        """Where both are read, for a message."""
+        return place(self.shared_slots, self.l2)
 
 
 @dataclass(frozen=True)
 class RevertReport:
-    """What a revert took away, and which later lessons shared slots with it."""
+    """What a revert took away, and which later lessons were read together with it."""
 
     commit: str
     rows: int
@@ -216,20 +221,24 @@ def still_open(cues: Cues | None, closed: Collection[int]) -> Cues | None:
     return cues.without(closed) if cues is not None and closed else cues
 
 
-def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Mapping[str, Tensor]) -> Overlap | None:
-    """What taking `changes` away takes from the slots of a later lesson that is read together; None where they share no slot.
+def place(shared_slots: int | None, l2: float) -> str:
+    """Where two lessons are read together."""
+    return "in the same questions" if shared_slots is None else f"at {shared_slots:,} slots, norm {l2:.3g}"
 
-    Anchors of two lessons have rows of their own: where tokens may be at anchors of both, all of them count.
+
+def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Mapping[str, Tensor]) -> Overlap | None:
+    """What taking `changes` away takes from where a later lesson is read together with them; None where they share no slot.
+
+    Anchors of two lessons have rows of their own, so there a token may be at anchors of both and no slot is shared.
     """
     import torch
 
+    if len(later.get(ANSWERS, ())) and ANSWERS in changes:
+        return Overlap(commit, message, None, float(changes[ANSWERS].values.double().norm()))
     shared, square = 0, 0.0
     for table, rows in changes.items():
         theirs = later.get(table)
-        if theirs is not None and len(theirs) and table == ANSWERS:
-            shared += len(theirs)
-            square += float(rows.values.double().square().sum())
-        elif theirs is not None and len(theirs):
+        if theirs is not None and len(theirs):
             mask = theirs[torch.searchsorted(theirs, rows.slots).clamp(max=len(theirs) - 1)] == rows.slots
             shared += int(mask.sum())
             square += float(rows.values[mask].double().square().sum())
@@ -237,11 +246,11 @@ def overlap_of(commit: str, message: str, changes: Mapping[str, Rows], later: Ma
 
 
 def overlap_refusal(id: str, overlaps: Sequence[Overlap]) -> str:
-    """Why a lesson is not reverted when later lessons on its slots are to be left whole."""
+    """Why a lesson is not reverted when later lessons that are read together with it are to be left whole."""
     first = overlaps[0]
     return (
-        f"{len(overlaps)} later lesson{'s' if len(overlaps) > 1 else ''} wrote to slots of {id[:12]}, such as {first.commit[:12]} "
-        f"({first.shared_slots:,} slots, norm {first.l2:.3g}); nothing was changed: choose with --overlap whether to keep or re-teach them"
+        f"{len(overlaps)} later lesson{'s are' if len(overlaps) > 1 else ' is'} read together with {id[:12]}, such as {first.commit[:12]} "
+        f"({first.place}); nothing was changed: choose with --overlap whether to keep or re-teach them"
     )
 
 

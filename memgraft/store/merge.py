@@ -25,14 +25,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A lesson whose slots hold something else after the merge than where it was learned."""
+    """A lesson where something else is read after the merge than where it was learned."""
 
     lesson: str  # the one that `re-teach` would teach again
     message: str
-    other: str  # whose part is added to the shared slots, or gone from them
+    other: str  # whose part is added there, or gone
     other_message: str
-    shared_slots: int  # over all tables
-    l2: float  # L2 norm of the other's part of those slots
+    shared_slots: int | None  # over all tables; None where both have anchors, whose rows are their own
+    l2: float  # L2 norm of the other's part of those slots, or of all its rows at anchors
+
+    @property
+    def place(self) -> str:
+        """Where both are read, for a message."""
+        return lessons.place(self.shared_slots, self.l2)
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,6 @@ def refuse(conflicts: tuple[Conflict, ...], where: str, way_out: str) -> None:
     if conflicts:
         first, lessons_ = conflicts[0], len({conflict.lesson for conflict in conflicts})
         raise StoreError(
-            f"{where}: {lessons_} lesson{'s' if lessons_ > 1 else ''} would share slots with others, such as {first.lesson[:12]} "
-            f"with {first.other[:12]} ({first.shared_slots:,} slots, norm {first.l2:.3g}); nothing was changed: {way_out}"
+            f"{where}: {lessons_} lesson{'s' if lessons_ > 1 else ''} would be read together with others, such as {first.lesson[:12]} "
+            f"with {first.other[:12]} ({first.place}); nothing was changed: {way_out}"
         )

@@ -30,10 +30,10 @@ class FactRecord(_Measured):
 
 
 class OverlapRecord(_Measured):
-    """An earlier lesson on some of the same slots."""
+    """An earlier lesson that the same texts read."""
 
     lesson: str = Field(description="its id")
-    shared_slots: int
+    shared_slots: int | None = Field(description="none where both have anchors, whose rows are their own")
     message: str = ""
 
 

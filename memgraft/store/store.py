@@ -111,9 +111,9 @@ class MemoryStore(StoreReader):
         return self._manifest.history[-1]
 
     def revert(self, prefix: str, overlap: Literal["keep", "refuse"] = "keep") -> lessons.RevertReport:
-        """Takes an active lesson back and says which later lessons share slots with it; its files stay in the store.
+        """Takes an active lesson back and says which later lessons are read together with it; its files stay in the store.
 
-        A damaged lesson can be taken back, so that the store can be used again; what it shares slots with is not known then.
+        A damaged lesson can be taken back, so that the store can be used again; what is read together with it is not known then.
 
         Args:
             overlap: `keep` those lessons as they are, or `refuse` to revert, also where damage hides whether there are any.
@@ -158,7 +158,7 @@ class MemoryStore(StoreReader):
         """Adds what another store of the same base and keys learned and took back, in one change.
 
         Args:
-            overlap: where lessons of one store share slots with those of the other, `refuse` to merge, or `sum` them.
+            overlap: where lessons of one store are read together with those of the other, `refuse` to merge, or `sum` them.
             replacements: lessons that were taught again on top of the merge, by the id of the one that each replaces.
         """
         report: merging.MergeReport | None = None
@@ -200,7 +200,7 @@ class MemoryStore(StoreReader):
         """Adds a lesson from a file that `export` wrote.
 
         Args:
-            overlap: where it shares slots with active lessons, `refuse` it, or `sum` them.
+            overlap: where it is read together with active lessons, `refuse` it, or `sum` them.
         """
         from memgraft.store.exchange import import_lesson
 
@@ -218,8 +218,8 @@ class MemoryStore(StoreReader):
             found.extend(overlap for overlap in shared if overlap)
             if found and overlap == "refuse":
                 raise StoreError(
-                    f"{path}: the lesson shares slots with {len(found)} active ones, such as {found[0].commit[:12]} "
-                    f"({found[0].shared_slots:,} slots, norm {found[0].l2:.3g}); nothing was changed: "
+                    f"{path}: the lesson would be read together with {len(found)} active ones, such as {found[0].commit[:12]} "
+                    f"({found[0].place}); nothing was changed: "
                     f"add it with --overlap sum, or teach its data here with `learn`"
                 )
 

@@ -24,6 +24,7 @@ def test_graft_says_what_it_made(run: Run, model_folder: Path, tmp_path: Path) -
     ended = run("graft", model_folder, "-o", store, *arguments)
     assert ended.code == 0
     assert ended.json["layers"] == [0, 1]
+    assert ended.json["answer_layer"] is None
     assert (ended.json["slots"], ended.json["top_k"], ended.json["heads"]) == (256, 4, 1)
     assert ended.json["background"]["kind"] == "self-written"
     assert 500 < ended.json["background"]["tokens"] <= 1000
@@ -87,6 +88,9 @@ def test_settings_reach_the_recipe_and_a_recipe_file_repeats_a_lesson(run: Run, 
     assert recipe["writer"] == {"name": "sgd", "learning_rate": 2.5, "max_norm": None}
     run("revert", store, first["id"])
     file = tmp_path / "recipe.json"
+    file.write_text(json.dumps({**first, "record": None}))  # all that `show` says of a lesson, or its recipe alone
+    assert run("learn", store, facts, "-m", "boxes", "--recipe", file, "--no-test", "--json").json["recipe"] == recipe
+    run("revert", store, MemoryStore.open(store).active()[-1])
     file.write_text(json.dumps(recipe))
     again = run("learn", store, facts, "-m", "boxes", "--recipe", file, "--no-test", "--json").json
     assert again["id"] == first["id"]
@@ -179,6 +183,8 @@ def test_check_ends_with_2_when_something_was_forgotten_unless_it_is_tolerated(r
     assert not drift.endswith("forgot")
     assert verdict == "1 of 2 probes got worse"
     assert run(*probe, "--tolerance", "1000").code == 0
+    for endless in ("inf", "nan", "-1", "much"):
+        assert f"expected a number from 0, got '{endless}'" in run(*probe, "--tolerance", endless).refused()
     assert [entry["worse"] for entry in run(*probe, "--tolerance", "0", "--json").json["probes"]] == [True, True]
 
 

@@ -18,10 +18,12 @@ import typer
 
 from memgraft.cli import reference
 from memgraft.cli.app import app
+from memgraft.cli.compare import METHODS
 from memgraft.cli.learn import RankingName, WriterName
 from memgraft.cli.options import DtypeName, parse_count, parse_layers
 from memgraft.cli.running import without_debug
 from memgraft.cli.stopping import Terminated, terminable, unstoppable
+from memgraft.comparison.grid import grid
 from memgraft.config import MemoryConfig
 from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DEFAULT_SLOTS
 from memgraft.models import Dtype
@@ -72,6 +74,15 @@ def test_the_reference_page_is_what_the_help_says() -> None:
     assert page.read_text(encoding="utf-8") == reference.reference(), "docs/cli.md is out of date: make docs"
 
 
+def test_the_page_of_settings_is_what_the_code_says() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
+    assert page.read_text(encoding="utf-8") == reference.settings(), "docs/settings.md is out of date: make docs"
+
+
+def test_the_help_of_compare_names_its_methods() -> None:
+    assert tuple(grid()) == METHODS
+
+
 def shown_defaults(command: str) -> dict[str, str]:
     group: Any = typer.main.get_command(app)
     return {option.name: option.show_default for option in group.commands[command].params if isinstance(option.show_default, str)}
@@ -81,7 +92,7 @@ def test_the_defaults_that_help_shows_are_those_in_force() -> None:
     recipe = Recipe.model_validate({})
     assert isinstance(recipe.writer, LeastInterference)
     learn = shown_defaults("learn")
-    assert learn["passes"] == f"{AT_ANCHORS} for facts, else {IN_LAYERS}"
+    assert learn["passes"] == f"{AT_ANCHORS} for facts with anchors, else {IN_LAYERS}"
     for name in ("ranking", "t", "rows", "wordings", "loss", "seed"):
         assert learn[name] == str(getattr(recipe, name)), name
     assert (learn["writer"], float(learn["mu"])) == (recipe.writer.name, recipe.writer.background_weight)

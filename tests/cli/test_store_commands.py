@@ -82,6 +82,19 @@ def test_a_lesson_with_a_record_from_elsewhere_is_shown(run: Run, taught_store: 
     assert run("show", taught_store, commit.id, "--json").json["record"] == record
 
 
+def test_lessons_that_the_same_questions_read_are_named_without_a_number_of_slots(run: Run, taught_store: Path) -> None:
+    store = MemoryStore.open(taught_store)
+    commit = store.commit(store.active()[0])
+    store.revert(commit.id)
+    store.append(replace(commit, record={"overlaps": [{"lesson": "f" * 64, "message": "earlier", "shared_slots": None}]}))
+    assert f"may be read in the same questions as {'f' * 12}: earlier" in run("show", taught_store, commit.id).out
+
+
+def test_a_file_in_a_folder_that_is_missing_is_refused_with_the_way_out(run: Run, taught_store: Path, tmp_path: Path) -> None:
+    first = MemoryStore.open(taught_store).active()[0]
+    assert "make the folder first" in run("export", taught_store, first, "-o", tmp_path / "new" / "lesson.safetensors").refused()
+
+
 def test_show_refuses_a_record_that_makes_no_sense_with_file_and_field(run: Run, taught_store: Path) -> None:
     id = MemoryStore.open(taught_store).active()[0]
     name, data = f"records/{id}.json", b'{"facts":[{"question":"?"}]}'
@@ -135,7 +148,7 @@ def test_merge_teaches_again(run: Run, empty: Path, store: Path, overlapping: tu
     data = tmp_path / "2.jsonl"
     data.write_text(json.dumps({"question": "Where is 2?", "answers": ["there"]}) + "\n")
     third = run("learn", other, data, "-m", "theirs", *OVER, "--json").json["id"]
-    assert "lesson would share slots" in run("merge", store, other).refused()
+    assert "lesson would be read together" in run("merge", store, other).refused()
     assert (
         f"SHA-256 is {MemoryStore.open(other).header(third)['data_sha256']}"
         in run("merge", store, other, "--overlap", "re-teach").refused()

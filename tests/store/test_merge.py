@@ -141,7 +141,7 @@ def test_lessons_on_shared_slots_are_refused_or_summed_by_choice_and_named(two: 
     theirs.append(foreign)
     before = bits(ours.state())
     with pytest.raises(
-        StoreError, match=rf"1 lesson would share slots .* {foreign.id[:12]} with {mine.id[:12]} \(2 slots.*nothing was changed"
+        StoreError, match=rf"1 lesson would be read together .* {foreign.id[:12]} with {mine.id[:12]} \(at 2 slots.*nothing was changed"
     ):
         ours.merge(theirs)
     assert bits(ours.state()) == before
@@ -281,7 +281,7 @@ class TestOneFile:
         ours, theirs = two
         entry = theirs.append(lesson("over", {"0": {1: 2.0}}))
         theirs.export(entry.commit, tmp_path / "lesson.safetensors")
-        with pytest.raises(StoreError, match=r"shares slots with 1 active ones.*nothing was changed"):
+        with pytest.raises(StoreError, match=r"read together with 1 active ones.*nothing was changed"):
             ours.import_(tmp_path / "lesson.safetensors")
         assert len(ours.history()) == 1
         assert [overlap.shared_slots for overlap in ours.import_(tmp_path / "lesson.safetensors", "sum").overlaps] == [1]

@@ -205,7 +205,7 @@ def test_a_revert_can_be_refused_for_the_sake_of_later_lessons(store: MemoryStor
     first, later = lesson("first", {"0": {1: 1.0}}), lesson("later", {"0": {1: 2.0}})
     store.append(first)
     store.append(later)
-    with pytest.raises(StoreError, match=rf"1 later lesson wrote to slots of {first.id[:12]}, such as {later.id[:12]} \(1 slots"):
+    with pytest.raises(StoreError, match=rf"1 later lesson is read together with {first.id[:12]}, such as {later.id[:12]} \(at 1 slots"):
         store.revert(first.id, "refuse")
     assert store.active() == [first.id, later.id]
     store.revert(later.id, "refuse")
