@@ -179,7 +179,7 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     assert lines(tmp_path / "recipe" / "parts.jsonl") == parts
     summary = json.loads((tmp_path / "recipe" / "summary.json").read_text(encoding="utf-8"))
     found = summary["methods"]["memgraft"]
-    assert found.keys() == {"rows_per_fact", "frames", "locality", "corrections", "stream_retention"}
+    assert found.keys() == {"rows_per_fact", "taught_seeds", "frames", "locality", "corrections", "stream_retention"}
     page = results(tmp_path)
     assert "| few-shot |" in page
     assert "A stream of 3 facts" in page

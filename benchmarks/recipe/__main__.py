@@ -95,7 +95,7 @@ def summary(folder: Path) -> dict[str, Any]:
     own = methods["memgraft"]
     if parts.get("taught"):
         found = pooling.taught(pooling.latest(parts["taught"]))
-        own |= {"frames": found["frames"], "locality": found["locality"]}
+        own |= {"taught_seeds": found["seeds"], "frames": found["frames"], "locality": found["locality"]}
         own.setdefault("rows_per_fact", found["rows_per_fact"])
     if parts.get("corrections"):
         own["corrections"] = pooling.corrections(pooling.latest(parts["corrections"]))
