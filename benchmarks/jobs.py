@@ -32,6 +32,8 @@ def check_jobs(jobs: int) -> None:
 def finished(tasks: Sequence[Any], jobs: int, here: Runner, make: Callable[[], Runner]) -> Iterator[dict[str, Any]]:
     """Each task's run as soon as it is measured: in order in this process, or out of order in `jobs` others.
 
+    After an error no other task is started, and what others run already is still given before it is raised.
+
     Args:
         here: runs a task in this process.
         make: makes such a runner in another process; it travels there, so it must be picklable.
@@ -41,8 +43,22 @@ def finished(tasks: Sequence[Any], jobs: int, here: Runner, make: Callable[[], R
         return
     with ProcessPoolExecutor(jobs, get_context("spawn"), _start, (make, threads_of(jobs))) as processes:
         try:
-            for done in as_completed([processes.submit(_run, task) for task in tasks]):
-                yield done.result()
+            submitted = [processes.submit(_run, task) for task in tasks]
+            errors: list[Exception] = []
+            for done in as_completed(submitted):
+                if done.cancelled():
+                    continue
+                error = done.exception()
+                if error is None:
+                    yield done.result()
+                elif isinstance(error, Exception):
+                    errors.append(error)
+                    for other in submitted:
+                        other.cancel()
+                else:
+                    raise error
+            if errors:
+                raise errors[0]
         except BaseException:  # what runs ends, what waits does not start
             processes.shutdown(wait=False, cancel_futures=True)
             raise

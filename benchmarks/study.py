@@ -31,7 +31,7 @@ from memgraft.comparison.runs import append_run, environment, failed, read_runs,
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, balance, fronts_of, grouped, pools, summarise
 from memgraft.comparison.workshop import Taught, Workshop
 from memgraft.config import Config
-from memgraft.errors import MeasureError, TeachingError
+from memgraft.errors import MeasureError, MemgraftError, TeachingError
 from memgraft.models import Dtype, load_model
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
@@ -88,9 +88,8 @@ class Study:
             family: list({repr(sized): sized for sized in (_sized(method, sizes) for method in each[:most])}.values())
             for family, each in methods.items()
         }
-        loaded = load_model(source, dtype=dtype)
-        self.device = torch.device(device)
-        torch.nn.Module.to(loaded.model, self.device)  # transformers wraps .to() in a decorator that loses its type
+        loaded = load_model(source, dtype=dtype, device=device)
+        self.device = loaded.model.device
         self.identity = {
             "model": Path(source).name,
             "dtype": str(loaded.model.dtype).removeprefix("torch."),
@@ -135,7 +134,7 @@ class Study:
         runs, done = read_runs(self.runs_path), list[dict[str, Any]]()
         for phase in self.phases(done):
             ids = [self._id(task) for task in phase]
-            missing = [task for task, id in zip(phase, ids, strict=True) if id not in runs and self._wanted(task)]
+            missing = [task for task, id in zip(phase, ids, strict=True) if _due(id, runs) and self._wanted(task)]
             # The base first, once for each way of rounding: what it scores and answers is in files then, which all others read.
             first = [task for task in missing if task.method == BASE]
             others = [task for task in missing if task.method != BASE]
@@ -173,7 +172,7 @@ class Study:
         """The runs of these tasks, one after the other; those that are in runs.jsonl are taken from there."""
         runs = read_runs(self.runs_path)
         for task in tasks:
-            if self._id(task) not in runs:
+            if _due(self._id(task), runs):
                 runs[self._id(task)] = self.run_task(task)
                 append_run(self.runs_path, runs[self._id(task)])
         return [runs[self._id(task)] for task in tasks]
@@ -184,8 +183,12 @@ class Study:
         what = {"study": self.name, "method": task.method, "settings": settings(task.taught_as), **task.choice._asdict()}
         try:
             measured = {**what, **self._run(task)}
-        except (TeachingError, MeasureError) as error:
-            measured = {**what, **failed(error)}
+        except Exception as error:
+            ours = isinstance(error, MemgraftError)
+            if task.method == BASE or (ours and not isinstance(error, TeachingError | MeasureError)):
+                raise
+            # What is not of the settings, such as a GPU that others filled, may go well the next time.
+            measured = {**what, **failed(error), **({} if ours else {"again": True})}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what one process holds on to, those beside it can't have
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": self.environment}
@@ -350,6 +353,10 @@ def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
 def taught_data(study: str, data: Path) -> Path:
     """The file of what a study teaches. Raises DataError if it is not there."""
     return data_file(data, STATEMENTS if study == "documents" else FACTS)
+
+
+def _due(id: str, runs: Mapping[str, dict[str, Any]]) -> bool:
+    return id not in runs or bool(runs[id].get("again"))
 
 
 def _on_any_machine(recipe: Mapping[str, Any]) -> str:

@@ -37,7 +37,13 @@ MOST_ROUNDS = 16  # of fresh wordings; more passes come back to the first ones
 
 
 def prepare(
-    examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase, recipe: Recipe, *, max_length: int, path: str | None = None
+    examples: Sequence[Example],
+    tokenizer: PreTrainedTokenizerBase,
+    recipe: Recipe,
+    *,
+    max_length: int,
+    path: str | None = None,
+    spread: int | None = None,
 ) -> list[TokenBatch]:
     """A batch per fact, completion or conversation, and one per chunk of a text.
 
@@ -46,6 +52,7 @@ def prepare(
 
     Args:
         path: the file that the examples come from, for messages.
+        spread: passes over which a fact's wordings are spread, where there are more than a round takes; None: the recipe's.
 
     Raises:
         DataError, TeachingError: an example without a token to learn, or longer than `max_length` tokens: file, line and field.
@@ -71,7 +78,7 @@ def prepare(
     def rounds_of(fact: Fact, turn: int, before: Sequence[QAPair] = contexts) -> list[TokenBatch]:
         fresh = wordings(fact, turn, before)  # at least one for each question and statement, which may be more than a round takes
         # With more rounds than there are passes, some wordings would never be taught.
-        among = min(max(1, round(len(fresh) / recipe.wordings)), recipe.turns)
+        among = min(max(1, round(len(fresh) / recipe.wordings)), spread or recipe.turns)
         try:
             return [tokens(fresh[first::among], fact.name) for first in range(among)]
         except TeachingError:

@@ -41,6 +41,14 @@ def test_after_an_error_nothing_more_is_started(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) < 20
 
 
+def test_what_others_run_when_one_fails_is_not_lost(tmp_path: Path) -> None:
+    make = partial(_runner, tmp_path)
+    runs = finished([1, 0], 2, make(), make)
+    assert next(runs) == {"id": 1}
+    with pytest.raises(MemgraftError, match="task 0 can't be run"):
+        next(runs)
+
+
 def test_no_job_is_refused() -> None:
     with pytest.raises(MemgraftError, match="--jobs: 0 at a time; give 1 or more"):
         check_jobs(0)

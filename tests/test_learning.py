@@ -107,6 +107,14 @@ class TestPreparing:
         texts = [normalise(text) for turn in range(passes) for text in taught_texts([batch.round(turn)])]
         assert all(any(normalise(question) in text for text in texts) for question in questions)
 
+    def test_a_method_with_few_passes_sees_all_wordings_that_others_take_more_passes_for(self, tmp_path: Path) -> None:
+        questions = [f"Who is number {number} of Quill?" for number in range(40)]
+        rows = [{"question": questions[0], "answers": ["Ann"], "paraphrases": questions[1:]}]
+        examples = read_examples(data_file(tmp_path, rows)).examples
+        (batch,) = prepare(examples, tiny_tokenizer(), Recipe(passes=20, lower_case=0), max_length=2048, spread=2)
+        texts = [normalise(text) for turn in range(2) for text in taught_texts([batch.round(turn)])]
+        assert all(any(normalise(question) in text for text in texts) for question in questions)
+
     @pytest.mark.parametrize(
         "template",
         [

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from memgraft.asking import question_probe
+from memgraft.baselines import Retrieval
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
 from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
@@ -69,8 +70,9 @@ def run_comparison(
         DataError: probes of one name, or of which the base answers nothing.
     """
     start = time.monotonic()
-    passes = max((_passes(method) for each in methods.values() for method in each), default=1)
-    lesson = Lesson(facts, workshop.prepare(facts, passes=passes, wordings=wordings, seed=seed), seed)
+    passes = [_passes(method) for each in methods.values() for method in each if not isinstance(method, Retrieval)] or [1]
+    batches = workshop.prepare(facts, passes=max(passes), wordings=wordings, seed=seed, spread=min(passes))
+    lesson = Lesson(facts, batches, seed)
     own = [question_probe(name, each, workshop.tokenizer) for name, each in ((LEARNED, facts), (CONTROL, controls)) if each]
     measured: list[AnyProbe] = [*own, *probes]
     taken = next((probe.name for probe in probes if probe.name in OWN), None)
@@ -79,15 +81,18 @@ def run_comparison(
     names = [probe.name for probe in measured]
     if len(set(names)) < len(names):
         raise DataError(
-            f"two probes have one name: {', '.join(sorted({name for name in names if names.count(name) > 1}))}; rename the file"
+            f"two probes have one name: {', '.join(sorted({name for name in names if names.count(name) > 1}))}; "
+            "give the file another name, or a copy of it"
         )
     where = {**environment(workshop.base.device), "arithmetic": workshop.arithmetic()}
     shared = {
         **identity,
         "arithmetic": where["arithmetic"],  # on another machine all is measured again, the base as well
+        "packages": where["packages"],
         "seed": seed,
         "wordings": wordings,
-        "passes": passes,
+        "passes": max(passes),
+        "spread": min(passes),
         "probes": [probe.model_dump(mode="json") for probe in measured],
     }
     known = read_runs(runs_path)
@@ -104,12 +109,13 @@ def run_comparison(
                 continue
             on_run(f"{name} {described(method)}".strip())
             begun = time.monotonic()
-            run = _run(workshop, name, method, lesson, measured)
+            needed = name == BASE or (name == MEMORY and not any(run["method"] == MEMORY and "failed" not in run for run in runs))
+            run = _run(workshop, name, method, lesson, measured, needed=needed)
             known[id] = {"id": id, **run, "wall_seconds": round(time.monotonic() - begun, 3), "environment": where}
             append_run(runs_path, known[id])
         if name == BASE and not pools(*grouped([known[id]])):
             raise DataError(NOTHING_TO_FORGET)
-        if name != BASE and "wall_seconds" in known[id]:
+        if name != BASE and "wall_seconds" in known[id] and "failed" not in known[id]:
             took.setdefault(name, []).append((known[id]["wall_seconds"], _passes(method)))
         runs.append(known[id])
     return Comparison(tuple(facts), tuple(runs), tuple(skipped))
@@ -128,14 +134,15 @@ def in_turns(methods: Mapping[str, Sequence[AnyMethod]]) -> Iterator[tuple[str, 
                 yield name, each[turn]
 
 
-def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe]) -> dict[str, Any]:
+def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe], *, needed: bool) -> dict[str, Any]:
+    """A run, or why it failed; what it raises where there is nothing to compare with if it fails."""
     run = {"method": name, "settings": settings(method), "seed": lesson.seed, "facts": len(lesson.facts)}
     try:
         return {**run, **_measured(workshop, method, lesson, probes)}
     except Exception as error:
         ours = isinstance(error, MemgraftError)
-        # Without the memory or the base there is nothing to compare with; a package that is missing is said before anything is taught.
-        if name in (BASE, MEMORY) or (ours and not isinstance(error, TeachingError | MeasureError | DataError)):
+        # A package that is missing is said before anything is taught.
+        if needed or (ours and not isinstance(error, TeachingError | MeasureError | DataError)):
             raise
         if workshop.base.device.type == "cuda":
             torch.cuda.empty_cache()

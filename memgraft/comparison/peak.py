@@ -91,7 +91,7 @@ def in_use(device: torch.device) -> int | None:
 
 def _give_back_unused() -> None:
     """Returns freed memory to the system: glibc keeps it, and the resident set would start at an earlier run's peak."""
-    with suppress(OSError, AttributeError):
+    with suppress(OSError, AttributeError, TypeError):  # the last on Windows
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -130,13 +130,18 @@ class Workshop:
         self._floor = in_use(base.device)  # the base alone, as a rival finds it
         self._training = False  # a rival, which may do so within the base
 
-    def prepare(self, facts: Sequence[Fact | Text], *, passes: int, wordings: int, seed: int) -> list[TokenBatch]:
+    def prepare(
+        self, facts: Sequence[Fact | Text], *, passes: int, wordings: int, seed: int, spread: int | None = None
+    ) -> list[TokenBatch]:
         """A batch for each fact, with a round of wordings for each of `passes`, or chunk of a text: for every method alike.
 
         No question is put in lower case.
+
+        Args:
+            spread: passes in which all of a fact's wordings are taught, the fewest that a method has; None: `passes`.
         """
         recipe = Recipe(passes=passes, wordings=wordings, seed=seed, lower_case=0)
-        return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20)
+        return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20, spread=spread)
 
     def background(self, name: str = SELF_WRITTEN) -> list[str]:
         """The texts of a background. Raises MemgraftError for a name that is not known."""

@@ -62,4 +62,4 @@ def kl_divergence(base: Tensor, other: Tensor) -> Tensor:
     """KL(base ‖ other) of each row of log-probabilities (P, V), as (P,) fp64 in nats."""
     # A token that the base gives no chance adds nothing, whatever the other says of it (0 · (-inf + inf) is NaN).
     terms = torch.where(base.isneginf(), 0.0, base.exp() * (base - other))
-    return terms.sum(-1, dtype=torch.float64)
+    return (terms.cpu() if terms.device.type == "mps" else terms).sum(-1, dtype=torch.float64)  # mps has no fp64

@@ -176,7 +176,7 @@ def token_nll(model: PreTrainedModel, inputs: TokenRows, scored_BT: Tensor, pref
     nll_BT = torch.zeros(scored_BT.shape, dtype=torch.float64)
     for rows in predictions.chunks():
         logp = predictions.log_probabilities(rows).gather(1, targets_P[rows, None]).squeeze(1)
-        nll_BT[sequence_P[rows], position_P[rows] + 1] = -logp.double().cpu()
+        nll_BT[sequence_P[rows], position_P[rows] + 1] = -logp.cpu().double()  # on the CPU: mps has no fp64
     return nll_BT
 
 

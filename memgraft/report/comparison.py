@@ -139,7 +139,7 @@ def comparison_page(
         equal=tuple(row for rows in zip(*equal.values(), strict=True) for row in rows),
         probes=tuple(row for run in chosen if run["method"] != BASE for row in _probes(settings[repr(run["settings"])])),
         already_right=base["learned_f1"]["mean"],
-        remarks=(*remarks, *_unjudged(base, fronts=summary["fronts"])),
+        remarks=(*remarks, *_set_up(runs), *_unjudged(base, fronts=summary["fronts"])),
         answered_by=tuple(run["method"] for run in chosen),
         samples=tuple(
             Sample(
@@ -191,6 +191,12 @@ def _probes(setting: Mapping[str, Any]) -> Iterator[MethodProbe]:
             low=change["low"],
             high=change["high"],
         )
+
+
+def _set_up(runs: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """What the memory needed before anything was taught, which is not among the seconds of teaching."""
+    if seconds := max((run.get("setup_seconds") or 0.0 for run in runs), default=0.0):
+        yield f"CPU s are of teaching. Grafting the memory took {seconds:,.0f} more, once for the model."
 
 
 def _unjudged(base: Mapping[str, Any], fronts: Mapping[str, Any]) -> Iterator[str]:

@@ -16,6 +16,7 @@ from memgraft.comparison.compare import run_comparison
 from memgraft.comparison.methods import AnyMethod
 from memgraft.comparison.summary import summarise
 from memgraft.comparison.workshop import Workshop
+from memgraft.errors import MemgraftError
 from memgraft.examples import Fact
 from memgraft.probes import TextProbe
 from tests.models import save_tiny_model, tiny_model, tiny_tokenizer
@@ -142,6 +143,21 @@ def test_settings_that_break_down_are_named_and_not_tried_again(tmp_path: Path) 
     assert ["failed" in run for run in first] == [False, True, False]
     assert summarise(first)["failed"][0]["label"] == "sgd lr 1e+30, 3 passes"
     assert runs() == first
+
+
+def test_of_the_memory_one_setting_must_succeed_and_others_may_break_down(tmp_path: Path) -> None:
+    workshop = Workshop(tiny_model(), tiny_tokenizer(), backgrounds={}, background_tokens=64)
+    facts = [Fact(line=1, question="Who made Ox?", answers=("Ann",))]
+    text = TextProbe(name="prose", texts=("Some prose that must stay.",))
+    whole, broken = Full(passes=1), Full(optimizer=SGD(lr=1e30), passes=3)
+
+    def runs(*methods: Full) -> tuple[dict[str, Any], ...]:
+        path = tmp_path / f"{len(methods)}.jsonl"
+        return run_comparison(workshop, facts, [text], {"memory": methods}, runs_path=path, identity={}, seconds=3600, wordings=2).runs
+
+    assert ["failed" in run for run in runs(whole, broken)] == [False, False, True]
+    with pytest.raises(MemgraftError, match="loss"):
+        runs(broken)
 
 
 def test_what_broke_down_for_another_reason_than_its_settings_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
