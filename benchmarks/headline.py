@@ -63,28 +63,24 @@ def recipe(summary: Mapping[str, Any]) -> str:
     """The default recipe beyond the comparison, a line for each part of `benchmarks.recipe`."""
     own = summary["methods"]["memgraft"]
     frames = {name: each["learned"] for name, each in own["frames"].items()}
-
-    def seeds(of_runs: Sequence[int]) -> str:
-        return ", ".join(map(str, of_runs))
-
     misses, told = own["locality"]["near_misses"], own["locality"]["instructions"]
     changed = own["corrections"]
     rows = [
         [
             f"{summary['parts']['taught'][-1]['facts']} facts in one lesson",
-            seeds(own["taught_seeds"]),
+            _seeds(own["taught_seeds"]),
             f"F1 {frames['few-shot']['f1']:.3f} after five examples, {frames['zero-shot']['f1']:.3f} without any, "
             f"{frames['chat']['f1']:.3f} in the chat template; of answers in whole sentences {frames['sentence']['holds']:.3f} hold the "
             "right one",
         ],
         [
             "answered in the base's own words",
-            seeds(own["taught_seeds"]),
+            _seeds(own["taught_seeds"]),
             f"{misses['same']} of {misses['questions']} near misses, {told['same']} of {told['questions']} general instructions",
         ],
         [
             f"then other answers for {changed['taught']['facts']} of these, and for {changed['known']['facts']} that the base knew",
-            seeds(changed["seeds"]),
+            _seeds(changed["seeds"]),
             f"the newest wins in {changed['taught']['newest_wins']:.2f} and {changed['known']['newest_wins']:.2f}, the old one in "
             f"{changed['taught']['old_stays']:.2f} and {changed['known']['old_stays']:.2f}",
         ],
@@ -96,13 +92,17 @@ def recipe(summary: Mapping[str, Any]) -> str:
         rows.append(
             [
                 f"{int(count):,} facts, one after the other, a lesson each",
-                seeds(stream["seeds"]),
+                _seeds(stream["seeds"]),
                 f"F1 {stream['immediate_f1']:.3f} right after its lesson, {stream['f1']:.3f} at the end, {stream['earliest_f1']:.3f} of "
                 f"the first 100{others}; F1 on other questions, lost: {lost:.1f} %; answer NLL of NQ {probes['nq_open']['change']:+.4f}, "
                 f"text NLL {probes['wikitext']['change']:+.4f}",
             ]
         )
     return table(("", "seeds", "found"), rows)
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _share(value: Value) -> str:

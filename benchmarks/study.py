@@ -27,7 +27,7 @@ from memgraft.baselines import Retrieval
 from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, mean, measure_all, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
-from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
+from memgraft.comparison.runs import append_run, due, environment, failed, read_runs, run_id
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, balance, fronts_of, grouped, pools, summarise
 from memgraft.comparison.workshop import Taught, Workshop
 from memgraft.config import Config
@@ -134,7 +134,7 @@ class Study:
         runs, done = read_runs(self.runs_path), list[dict[str, Any]]()
         for phase in self.phases(done):
             ids = [self._id(task) for task in phase]
-            missing = [task for task, id in zip(phase, ids, strict=True) if _due(id, runs) and self._wanted(task)]
+            missing = [task for task, id in zip(phase, ids, strict=True) if due(id, runs) and self._wanted(task)]
             # The base first, once for each way of rounding: what it scores and answers is in files then, which all others read.
             first = [task for task in missing if task.method == BASE]
             others = [task for task in missing if task.method != BASE]
@@ -172,7 +172,7 @@ class Study:
         """The runs of these tasks, one after the other; those that are in runs.jsonl are taken from there."""
         runs = read_runs(self.runs_path)
         for task in tasks:
-            if _due(self._id(task), runs):
+            if due(self._id(task), runs):
                 runs[self._id(task)] = self.run_task(task)
                 append_run(self.runs_path, runs[self._id(task)])
         return [runs[self._id(task)] for task in tasks]
@@ -187,8 +187,7 @@ class Study:
             ours = isinstance(error, MemgraftError)
             if task.method == BASE or (ours and not isinstance(error, TeachingError | MeasureError)):
                 raise
-            # What is not of the settings, such as a GPU that others filled, may go well the next time.
-            measured = {**what, **failed(error), **({} if ours else {"again": True})}
+            measured = {**what, **failed(error)}
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what one process holds on to, those beside it can't have
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": self.environment}
@@ -353,10 +352,6 @@ def _sized(method: AnyMethod, sizes: Sizes) -> AnyMethod:
 def taught_data(study: str, data: Path) -> Path:
     """The file of what a study teaches. Raises DataError if it is not there."""
     return data_file(data, STATEMENTS if study == "documents" else FACTS)
-
-
-def _due(id: str, runs: Mapping[str, dict[str, Any]]) -> bool:
-    return id not in runs or bool(runs[id].get("again"))
 
 
 def _on_any_machine(recipe: Mapping[str, Any]) -> str:

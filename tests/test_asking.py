@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from memgraft.asking import BEHIND, question_probe, questions_of
 from memgraft.examples import Fact
 from memgraft.probes.probe import ANSWER_TOKENS
@@ -25,8 +23,3 @@ def test_the_longest_taught_answer_has_room_and_short_ones_leave_the_probe_as_it
     room = question_probe("asked", [SHORT, long], tokenizer).max_new_tokens
     assert room == len(tokenizer(f" {number}", add_special_tokens=False).input_ids) + BEHIND
     assert room > ANSWER_TOKENS
-
-
-@pytest.mark.parametrize("name", ["learned", "control"])
-def test_the_probe_has_the_name_that_was_asked_for(name: str) -> None:
-    assert question_probe(name, [SHORT], tiny_tokenizer()).name == name

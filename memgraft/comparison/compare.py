@@ -14,7 +14,7 @@ from memgraft.asking import question_probe
 from memgraft.baselines import Retrieval
 from memgraft.comparison.measuring import AnyProbe, Measured, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, settings
-from memgraft.comparison.runs import append_run, environment, failed, read_runs, run_id
+from memgraft.comparison.runs import append_run, due, environment, failed, read_runs, run_id
 from memgraft.comparison.summary import BASE, CONTROL, LEARNED, MEMORY, NOTHING_TO_FORGET, OWN, grouped, pools
 from memgraft.comparison.workshop import Lesson, Workshop
 from memgraft.data import ExampleSet
@@ -101,7 +101,7 @@ def run_comparison(
     took: dict[str, list[tuple[float, int]]] = {}  # method → seconds and passes of its runs
     for name, method in in_turns(methods):
         id = run_id({**shared, "method": name, "settings": settings(method)})
-        if id not in known or known[id].get("again"):
+        if due(id, known):
             earlier = took.get(name) or [each for others in took.values() for each in others]
             expected = max((spent * max(1, _passes(method) / passed) for spent, passed in earlier), default=0.0)
             if len(runs) > 1 and time.monotonic() - start + expected > seconds:
@@ -146,8 +146,7 @@ def _run(workshop: Workshop, name: str, method: AnyMethod, lesson: Lesson, probe
             raise
         if workshop.base.device.type == "cuda":
             torch.cuda.empty_cache()
-        # What is not of the settings, such as a GPU that others filled, may go well the next time.
-        return {**run, **failed(error), **({} if ours else {"again": True})}
+        return {**run, **failed(error)}
 
 
 def _measured(workshop: Workshop, method: AnyMethod, lesson: Lesson, probes: Sequence[AnyProbe]) -> dict[str, Any]:

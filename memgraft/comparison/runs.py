@@ -29,11 +29,19 @@ def run_id(recipe: Mapping[str, Any]) -> str:
 
 
 def failed(error: Exception) -> dict[str, Any]:
-    """What a run has instead of figures where teaching or measuring broke down: settings can be too bold, which is a result too."""
+    """What a run has instead of figures where teaching or measuring broke down: settings can be too bold, which is a result too.
+
+    What is not of the settings, such as a GPU that others filled, may go well the next time: that is tried `again`.
+    """
     if isinstance(error, MemgraftError):
         return {"failed": str(error)}
     first, *_ = str(error).splitlines() or [""]
-    return {"failed": f"{type(error).__name__}: {first}"}
+    return {"failed": f"{type(error).__name__}: {first}", "again": True}
+
+
+def due(id: str, runs: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether a run is still to be made: it is not among those on disk, or broke down there and is to be tried again."""
+    return id not in runs or bool(runs[id].get("again"))
 
 
 def read_runs(path: Path) -> dict[str, dict[str, Any]]:
