@@ -63,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 recipe = Recipe(seed=seed).model_dump(mode="json")
                 settings = {"part": name, **sizes, "seed": seed, **shared, "recipe": recipe, **study.identity}
                 if name != "stream":
-                    settings["wordings"] = WORDINGS  # of near misses: what is measured is part of the run's id
+                    # What is measured is part of the run's id.
+                    settings |= {"wordings": WORDINGS, "base_asked": "the same list again"}
                 if run_id(settings) not in read_runs(path):
                     result = part(bench, seed=seed, **sizes)
                     append_run(path, {"id": run_id(settings), **settings, **result, "environment": study.environment})

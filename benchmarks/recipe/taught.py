@@ -137,20 +137,26 @@ def same_subject(bench: Bench, grafted: GraftedModel, material: Material) -> dic
 def unmoved(bench: Bench, grafted: GraftedModel, questions: Mapping[str, QuestionRow], taught: Sequence[QuestionRow]) -> dict[str, Any]:
     """Of the questions whose answer the base is sure of, how many are answered as before; and those that are not.
 
+    The base answers the same list once more: which questions share a batch changes roundings, and with them an answer now and then.
+
     Args:
         questions: by what they ask, in numbers: the data set's text stays out of the results.
         taught: facts whose answers a moved answer is compared with.
     """
     known = zip(questions.items(), bench.known(list(questions.values())), strict=True)
-    sure = [(name, row, was.answer) for (name, row), was in known if was.probability >= SURE]
-    after = bench.ask(grafted, [row for _, row, _ in sure]) if sure else []
+    sure = {name: row for (name, row), was in known if was.probability >= SURE}
+    if not sure:
+        return {**stays([], []), "moved": []}
+    with grafted.without_memory():
+        before = bench.ask(grafted, list(sure.values()))
+    after = bench.ask(grafted, list(sure.values()))
     answers = {normalise(answer) for row in taught for answer in row.answers}
     moved = [
         {"asked": name, "to_a_taught_answer": normalise(now) in answers}
-        for (name, _, was), now in zip(sure, after, strict=True)
+        for name, was, now in zip(sure, before, after, strict=True)
         if was != now
     ]
-    return {**stays([was for _, _, was in sure], after), "moved": moved}
+    return {**stays(before, after), "moved": moved}
 
 
 def instructions(grafted: GraftedModel) -> dict[str, Any]:
