@@ -6,7 +6,7 @@ common questions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,9 +24,10 @@ from memgraft.precision import in_own_precision
 SHRINKAGE = 0.3  # of the scatter between ways to ask, in mean variances: few examples know little of so many directions
 LIKEST = 0.85  # share of how alike a fact's wordings are that is asked for at most: plain forms may be more like taught ones than these are
 REACHED = 0.84  # share of plain forms of questions that are as like their question's taught forms as a fact's question must be
+NO_KIND = -1  # of questions whose subjects models know
 WITHIN = 0.92  # share of tokens within answers in plain forms that must be at their anchor,
 FIRMLY = 0.6  # but no cosine is less than this: words of prose come as near as the odder of these forms, a fact's own answer nearer
-FOLDS = 4  # in which questions are left out to measure that
+FOLDS = 4  # in which questions are left out to measure that, where all are common ones
 BY_CHANCE = 0.002  # share of pairs of tokens of different texts that may be alike as a token in a statement and the fact's own
 PAIRED = 2000  # tokens of which all pairs are compared
 FAINTEST, CLOSEST = 0.1, 0.95  # cosines between which a token must be alike at least, whatever forms are
@@ -116,11 +117,16 @@ class AnswerLayer(nn.Module):
 
 
 class Asked(NamedTuple):
-    """Tokens of common questions, each asked in several forms, at which an answer begins or goes on."""
+    """Tokens of questions, each asked in several forms, at which an answer begins or goes on."""
 
     hidden_ED: Tensor
     groups: Tensor  # (E,) int64: those that should look alike have the same number: of a question, or of a token in its answer
     plain: Tensor  # (E,) bool: in a plain form, not one in which facts are taught
+    kinds: Tensor  # (E,) int64: of the subject that is asked about, where it is one that no model knows; `NO_KIND`: a common question
+
+    def of(self, chosen_E: Tensor) -> Asked:
+        """Some of the tokens."""
+        return Asked(*(each[chosen_E] for each in self))
 
 
 def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tensor, *, seed: int) -> None:
@@ -131,7 +137,12 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
     directions are fitted to those that they see, and make them more alike than others. Within an answer nothing is fitted to questions,
     and a cosine with the mean of the forms in which facts are taught lets `WITHIN` of the plain ones through, unless that is too little.
 
+    Common questions differ in their subjects as much as in what they ask, and a model that knows the answer is on its way to it. Those
+    of several kinds about subjects that no model knows show what facts are like before they are taught: what is asked of one and the
+    same subject. Where there are some, shares are measured on them alone, a kind left out at a time.
+
     Args:
+        begins: of common questions and of others.
         tokens_ND: hidden states of all tokens of the same texts.
         seed: of the random directions.
     """
@@ -144,19 +155,26 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
     layer.goes_on_mean.copy_(token_mean)
     layer.goes_on_projection.copy_(token_whiten @ random_directions(tokens.shape[1], GOES_ON, generator))
     shares, alike = [], []
-    for fold in range(FOLDS):
-        out = begins.groups % FOLDS == fold
-        if bool(out.any()) and not bool(out.all()):
-            fitted = discriminants(Asked(*(each[~out] for each in begins)))
-            share, of_two = relative_likeness(Asked(*(each[out] for each in begins)), *fitted)
-            shares.append(share)
-            alike.append(of_two)
+    for seen, left_out in folds(begins):
+        share, of_two = relative_likeness(left_out, *discriminants(seen))
+        shares.append(share)
+        alike.append(of_two)
     if shares and len(measured := torch.cat(shares)):
         layer.begins_share.fill_(min(LIKEST, max(FAINTEST, measured.quantile(1 - REACHED).item())))
         layer.alike.fill_(torch.cat(alike).mean())
     cosines = likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())
     if len(cosines):
         layer.goes_on_least.fill_(within_reason(max(FIRMLY, cosines.quantile(1 - WITHIN).item())))
+
+
+def folds(begins: Asked) -> Iterator[tuple[Asked, Asked]]:
+    """What directions are fitted to and what is left out, for each kind of unknown subjects; or for `FOLDS` parts, where all are common."""
+    unknown = bool((begins.kinds != NO_KIND).any())
+    numbers = begins.kinds if unknown else begins.groups % FOLDS
+    for number in numbers.unique().tolist():
+        out = numbers == number
+        if number != NO_KIND and not bool(out.all()):
+            yield begins.of(~out), begins.of(out)
 
 
 def expect(layer: AnswerLayer, begins: Asked, elsewhere: Asked) -> None:

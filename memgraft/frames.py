@@ -83,3 +83,19 @@ def load_pool(name: Literal["contexts", "shots"]) -> tuple[QAPair, ...]:
     source = resources.files("memgraft") / "content" / f"{name}.jsonl"
     rows = map(json.loads, source.read_text(encoding="utf-8").splitlines())
     return tuple(QAPair(row["question"], row["answer"]) for row in rows)
+
+
+@dataclass(frozen=True)
+class UnknownSubjects:
+    """Made-up subjects of one kind, and what can be asked of each."""
+
+    names: tuple[str, ...]
+    questions: tuple[str, ...]  # with {s}
+
+
+@functools.cache
+def load_unknown() -> tuple[UnknownSubjects, ...]:
+    """Subjects that no model knows, kind by kind."""
+    source = resources.files("memgraft") / "content" / "unknown.jsonl"
+    rows = map(json.loads, source.read_text(encoding="utf-8").splitlines())
+    return tuple(UnknownSubjects(tuple(row["names"]), tuple(row["questions"])) for row in rows)

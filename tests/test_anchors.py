@@ -14,18 +14,21 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
 
-from memgraft.anchoring import answer_tokens, asked_after_others, common_questions_asked, find_anchors, fit_answers
+from memgraft.anchoring import answer_tokens, find_anchors, fit_answers
 from memgraft.anchors import BEGINS, GOES_ON, KEY_DIM, Anchors, nearest
 from memgraft.answer_layer import (
     BY_CHANCE,
     CLOSEST,
     FAINTEST,
     LIKEST,
+    NO_KIND,
     REACHED,
     AnswerLayer,
     Asked,
     calibrate,
+    discriminants,
     expect,
+    folds,
     likeness,
     measure_chance,
     relative_likeness,
@@ -40,10 +43,11 @@ from memgraft.entering import FrozenPrefix, frozen
 from memgraft.errors import GraftError, StoreError, TeachingError
 from memgraft.expectation import LET_THROUGH
 from memgraft.finding import Found
-from memgraft.frames import FRAMES, load_pool
+from memgraft.frames import FRAMES, load_pool, load_unknown
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import default_answer_layer, graft
 from memgraft.persistence import load
+from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked
 from memgraft.reads import Recorder, recording
 from memgraft.store import lessons
 from memgraft.teaching import Recipe, read_gradients, teach
@@ -425,7 +429,7 @@ def asked(questions: int, forms: int, spread: float, *, width: int = 96, seed: i
     content = torch.randn(questions, width // 2, generator=generator)[groups]
     form = spread * torch.randn(len(groups), width // 2, generator=generator)
     noise = 0.1 * spread * torch.randn(len(groups), width // 2, generator=generator)
-    return Asked(torch.cat([content + noise, form], -1), groups, plain)
+    return Asked(torch.cat([content + noise, form], -1), groups, plain, torch.full_like(groups, NO_KIND))
 
 
 def test_nothing_is_fitted_to_the_frame_that_is_kept_for_testing() -> None:
@@ -433,7 +437,7 @@ def test_nothing_is_fitted_to_the_frame_that_is_kept_for_testing() -> None:
     after = [str(tokenizer.decode(ids)) for _, ids in asked_after_others(tokenizer, 4096, seed=0)]
     forms = [
         str(tokenizer.decode(ids[mask]))
-        for _, _, batch in common_questions_asked(tokenizer, 4096)
+        for _, _, batch, _ in (*common_questions_asked(tokenizer, 4096), *unknown_questions_asked(tokenizer, 4096))
         for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     ]
     assert len(after) == len(load_pool("contexts"))
@@ -503,6 +507,33 @@ def test_what_is_heard_is_measured_where_nothing_was_fitted(monkeypatch: pytest.
     assert float(layer.begins_share) == pytest.approx(LIKEST)
 
 
+def test_shares_are_measured_on_unknown_subjects_a_kind_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memgraft.answer_layer.LIKEST", 2.0)
+    common, unknown = asked(40, 6, 3.0), asked(30, 6, 0.5, seed=3)
+    unknown = unknown._replace(groups=unknown.groups + 40, kinds=unknown.groups % 3)
+    begins = Asked(*(torch.cat(each) for each in zip(common, unknown, strict=True)))
+    for kind, (seen, left_out) in enumerate(folds(begins)):
+        assert set(left_out.kinds.tolist()) == {kind}
+        assert set(seen.kinds.tolist()) == {NO_KIND, 0, 1, 2} - {kind}
+    shares = torch.cat([relative_likeness(left_out, *discriminants(seen))[0] for seen, left_out in folds(begins)])
+    assert len(shares) == int(unknown.plain.sum())
+    layer = AnswerLayer(96)
+    calibrate(layer, begins, common, torch.randn(300, 96), seed=0)
+    assert float(layer.begins_share) == pytest.approx(float(shares.quantile(1 - REACHED)))
+    assert torch.equal(layer.begins_projection, discriminants(begins)[1])  # both kinds of questions show directions
+    assert len(list(folds(common))) == 4  # without unknown ones the common ones are left out in turn
+
+
+def test_questions_about_unknown_subjects_are_asked_of_each_and_numbered_on() -> None:
+    tokenizer = tiny_tokenizer()
+    common = [each.number for each in common_questions_asked(tokenizer, 4096)]
+    found = list(unknown_questions_asked(tokenizer, 4096))
+    assert [*common, *(each.number for each in found)] == list(range(1, len(common) + len(found) + 1))
+    assert len(found) == sum(len(subjects.names) * len(subjects.questions) for subjects in load_unknown())
+    assert {each.kind for each in found} == set(range(len(load_unknown())))
+    assert all(question.count("{s}") == 1 for subjects in load_unknown() for question in subjects.questions)
+
+
 def test_what_an_answer_is_expected_behind_is_measured_where_nothing_was_fitted() -> None:
     layer = AnswerLayer(96)
     texts = asked(40, 9, 1.0, seed=2)
@@ -534,7 +565,7 @@ def test_few_pairs_of_tokens_of_different_texts_are_as_alike_as_tokens_within_st
 
 def test_nothing_to_measure_leaves_one_half() -> None:
     assert [within_reason(cosine) for cosine in (-0.5, 0.5, 1.0)] == [FAINTEST, 0.5, CLOSEST]
-    layer, none = AnswerLayer(96), Asked(torch.zeros(0, 96), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool))
+    layer, none = AnswerLayer(96), asked(0, 1, 1.0)
     calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
     expect(layer, asked(1, 4, 0.1), none)
     measure_chance(layer, [])
