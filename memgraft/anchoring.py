@@ -17,7 +17,7 @@ from memgraft.effect import ANSWERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import context_length
-from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked
+from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked, up_to_answers
 
 FEWEST = 20  # common questions that the model's context must hold: fewer don't show in what questions differ
 ELSEWHERE = 12  # tokens of each of these, at which no answer begins or goes on
@@ -87,7 +87,7 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
         raise GraftError(
             "answer_layer: the model's context is too short for questions with their answers; graft without (answer_layer None)"
         )
-    sequences = [ids[mask].tolist() for _, _, batch, _ in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    sequences = [ids[mask].tolist() for _, _, batch, *_ in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
     states = iter(background_states(model, model.config.answer_layer, sequences))
     begins: list[Token] = []
     goes_on: list[Token] = []
@@ -95,7 +95,7 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
     within: list[Tensor] = []
     elsewhere: list[Token] = []
     generator = torch.Generator().manual_seed(seed)
-    for number, taught, batch, _ in batches:
+    for number, taught, batch, *_ in batches:
         for row, so_far in answer_tokens(batch.input_ids, batch.targets):
             hidden, plain = next(states).float(), row >= taught
             within.append(hidden[1:])
@@ -126,15 +126,13 @@ def _unknown_begins(model: GraftedModel, longest: int) -> list[Token]:
     from memgraft.grafting import background_states
 
     assert model.config.answer_layer is not None
-    sequences: list[list[int]] = []
-    of: list[tuple[int, bool, int]] = []
-    for number, taught, batch, kind in unknown_questions_asked(model.tokenizer, longest):
-        for row, so_far in answer_tokens(batch.input_ids, batch.targets):
-            begin = next(place for place, tokens in so_far.items() if not tokens)
-            sequences.append(batch.input_ids[row, : begin + 1].tolist())
-            of.append((number, row >= taught, kind))
-    states = background_states(model, model.config.answer_layer, sequences)
-    return [Token(hidden[-1].float(), *each) for hidden, each in zip(states, of, strict=True)]
+    found = list(unknown_questions_asked(model.tokenizer, longest))
+    states = iter(background_states(model, model.config.answer_layer, [ids for each in found for ids in up_to_answers(each.forms)]))
+    return [
+        Token(next(states)[-1].float(), each.number, row >= each.taught, each.kind)
+        for each in found
+        for row in range(len(each.forms.input_ids))
+    ]
 
 
 class Token(NamedTuple):

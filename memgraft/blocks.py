@@ -6,7 +6,7 @@ short trial run shows that each is called once a pass with hidden states of the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -164,6 +164,22 @@ def hidden_states_before(model: PreTrainedModel, blocks: nn.ModuleList, layer: i
 
     handle = blocks[layer].register_forward_pre_hook(hook, with_kwargs=True, prepend=True)
     return _reach(model, handle, reached, inputs)
+
+
+def hidden_states_before_each(model: PreTrainedModel, blocks: nn.ModuleList, layers: Sequence[int], **inputs: Tensor) -> list[Tensor]:
+    """Likewise of several blocks, in increasing order, in one pass."""
+    reached: list[Tensor] = []
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        reached.append(hidden_states_of(args, kwargs))
+
+    handles = [blocks[layer].register_forward_pre_hook(hook, with_kwargs=True, prepend=True) for layer in layers[:-1]]
+    try:
+        last = hidden_states_before(model, blocks, layers[-1], **inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [*reached, last]
 
 
 def hidden_states_at_head(model: PreTrainedModel, **inputs: Tensor) -> Tensor:

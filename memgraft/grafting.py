@@ -17,6 +17,7 @@ from memgraft.background import Background, read_background, used_texts, write_b
 from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig, first_refusal
+from memgraft.depth import choose_answer_layer
 from memgraft.effect import LAYERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
@@ -34,12 +35,6 @@ DOCUMENT_TOKENS = 128
 def default_layers(depth: int) -> tuple[int, ...]:
     """One memory layer at a third of the depth: early enough that wordings still share what they read, as layer 10 of 30."""
     return (max(0, round(depth / 3)),) if depth > 1 else (0,)
-
-
-def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
-    """At three quarters of the depth, where what is asked for can be told, as block 22 of 30; None where no block is behind the memory."""
-    layer = round(depth * 0.73)
-    return layer if max(layers) < layer < depth else None
 
 
 def graft(
@@ -63,8 +58,9 @@ def graft(
         source: a Hub id, a local folder, a `.gguf` file, or a loaded model (then with its `tokenizer`).
         slots: of each value table, a square number. Raise `background_tokens` with it, or usage protects little.
         layers: decoder blocks in front of which a memory layer sits; by default one at a third of the depth. Facts are read in front of
-            a later one, the `answer_layer`, by default at three quarters of the depth. Where that is None, as in models whose context
-            holds no question with its answer, facts too are read by the memory layers.
+            a later one, the `answer_layer`, by default at three quarters of the depth, unless questions are told apart far better at
+            another one. Where that is None, as in models whose context holds no question with its answer, facts too are read by the
+            memory layers.
         background: text that stands for what must be preserved: a `.txt` or `.jsonl` file, `hf:DATASET[:SPLIT[:FIELD]]`, or the
             texts themselves. By default the model writes it.
         background_tokens: how much of it to use and to keep; a tenth is kept out of the usage, to measure drift on.
@@ -93,7 +89,7 @@ def graft(
     check_remembers(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
     if "answer_layer" not in memory and enough_questions(tokenizer, context_length(model) or 2**20):
-        config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
+        config = config.model_copy(update={"answer_layer": choose_answer_layer(model, tokenizer, blocks, config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source
     try:

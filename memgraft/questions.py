@@ -48,36 +48,41 @@ class AskedInForms(NamedTuple):
     number: int
     taught: int  # how many of them these are; the others are plain
     forms: TokenBatch
-    kind: int = NO_KIND  # of its subject, where that is an unknown one
+    kind: int = NO_KIND  # of its subject, where that is an unknown one,
+    subject: int = 0  # and which one that is
 
 
 def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[AskedInForms]:
     """The package's common questions, each in several forms; without those of which one is longer than `max_length` tokens."""
-    return _in_forms(((pair, NO_KIND) for pair in load_pool("contexts")), 1, tokenizer, max_length)
+    return _in_forms(((pair, NO_KIND, 0) for pair in load_pool("contexts")), 1, tokenizer, max_length)
 
 
-def unknown_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) -> Iterator[AskedInForms]:
-    """Those about unknown subjects, likewise; numbered on from the common ones."""
+def unknown_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int, names: int | None = None) -> Iterator[AskedInForms]:
+    """Those about unknown subjects, likewise; numbered on from the common ones.
+
+    Args:
+        names: of so many subjects of each kind; None: of all.
+    """
+    subjects = [(kind, name, each.questions) for kind, each in enumerate(load_unknown()) for name in each.names[:names]]
     pairs = (
-        (QAPair(question.replace("{s}", name), UNKNOWN), kind)
-        for kind, subjects in enumerate(load_unknown())
-        for name in subjects.names
-        for question in subjects.questions
+        (QAPair(question.replace("{s}", name), UNKNOWN), kind, subject)
+        for subject, (kind, name, questions) in enumerate(subjects)
+        for question in questions
     )
     return _in_forms(pairs, len(load_pool("contexts")) + 1, tokenizer, max_length)
 
 
 def _in_forms(
-    pairs: Iterable[tuple[QAPair, int]], first: int, tokenizer: PreTrainedTokenizerBase, max_length: int
+    pairs: Iterable[tuple[QAPair, int, int]], first: int, tokenizer: PreTrainedTokenizerBase, max_length: int
 ) -> Iterator[AskedInForms]:
     pool, chat = load_pool("contexts"), keeps_conversations(chat_renderer(tokenizer))
-    for number, (pair, kind) in enumerate(pairs, first):
+    for number, (pair, kind, subject) in enumerate(pairs, first):
         fact = Fact(line=number, question=pair.question, answers=(pair.answer,))
         wordings = teach_wordings(fact, count=WAYS, seed=0, contexts=pool, chat=chat)
         plain = list(plain_forms(pair, chat, number))
         with suppress(TeachingError):  # too long
             forms = encode([*wordings, *plain], tokenizer, name=fact.name, max_length=max_length)
-            yield AskedInForms(number, len(wordings), forms, kind)
+            yield AskedInForms(number, len(wordings), forms, kind, subject)
 
 
 def plain_forms(pair: QAPair, chat: Renderer | None, number: int) -> Iterator[Wording]:
@@ -109,4 +114,9 @@ def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, s
         wording = Wording(text + asked[:stop], ((len(text) + start, len(text) + stop),))
         with suppress(TeachingError):  # too long
             batch = encode([wording], tokenizer, name=f"common question {number}", max_length=max_length)
-            yield number, batch.input_ids[0, : int(batch.targets[0].int().argmax())].tolist()
+            yield number, up_to_answers(batch)[0]
+
+
+def up_to_answers(batch: TokenBatch) -> list[list[int]]:
+    """Of each sequence the ids up to where its answer begins."""
+    return [ids[: int(targets.int().argmax())].tolist() for ids, targets in zip(batch.input_ids, batch.targets, strict=True)]

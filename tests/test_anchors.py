@@ -38,6 +38,7 @@ from memgraft.blocks import hidden_states_before
 from memgraft.commits import Commit
 from memgraft.config import ANSWERS
 from memgraft.cues import NEVER, Cues
+from memgraft.depth import default_answer_layer
 from memgraft.encoding import TokenBatch
 from memgraft.entering import FrozenPrefix, frozen
 from memgraft.errors import GraftError, StoreError, TeachingError
@@ -45,7 +46,7 @@ from memgraft.expectation import LET_THROUGH
 from memgraft.finding import Found
 from memgraft.frames import FRAMES, load_pool, load_unknown
 from memgraft.grafted import GraftedModel
-from memgraft.grafting import default_answer_layer, graft
+from memgraft.grafting import graft
 from memgraft.persistence import load
 from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked
 from memgraft.reads import Recorder, recording
@@ -437,7 +438,7 @@ def test_nothing_is_fitted_to_the_frame_that_is_kept_for_testing() -> None:
     after = [str(tokenizer.decode(ids)) for _, ids in asked_after_others(tokenizer, 4096, seed=0)]
     forms = [
         str(tokenizer.decode(ids[mask]))
-        for _, _, batch, _ in (*common_questions_asked(tokenizer, 4096), *unknown_questions_asked(tokenizer, 4096))
+        for _, _, batch, *_ in (*common_questions_asked(tokenizer, 4096), *unknown_questions_asked(tokenizer, 4096))
         for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)
     ]
     assert len(after) == len(load_pool("contexts"))

@@ -1,0 +1,110 @@
+"""Where facts are read: the depth at which what is asked for can best be told, measured on the model.
+
+Too early a question's last token does not know yet what was asked for; too late it is taken up with what is said next, and two
+questions about one subject look the same. Where the one ends and the other begins differs from model to model: at three quarters of
+SmolLM2's depth questions are still told apart, in Gemma 3 they are not, five blocks after its middle.
+
+Shape suffixes: E tokens, K key width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from memgraft.answer_layer import FAINTEST, Asked, discriminants, folds
+from memgraft.blocks import hidden_states_before_each
+from memgraft.probes.language_model import batches_by_length, context_length, evaluating, padded, padding_id
+from memgraft.questions import unknown_questions_asked, up_to_answers
+
+USUAL = 0.73  # share of the depth, as block 22 of 30
+BETWEEN = (0.5, 0.85)  # shares of it between which other blocks are looked at,
+MOST = 9  # and how many of them at most
+NAMES = 2  # subjects of each kind that are asked about
+BETTER = 0.6  # share of the confusions at the usual depth that there may be at another one, for that to be taken
+BATCH = 16
+
+
+def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
+    """At three quarters of the depth, as block 22 of 30; None where no block is behind the memory."""
+    layer = round(depth * USUAL)
+    return layer if max(layers) < layer < depth else None
+
+
+def choose_answer_layer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks: nn.ModuleList, layers: Sequence[int]
+) -> int | None:
+    """The block in front of which facts are read best: the usual one, unless questions are confused far less in front of another one.
+
+    Args:
+        layers: of the memory, which must lie in front of it.
+    """
+    usual = default_answer_layer(len(blocks), layers)
+    if usual is None:
+        return None
+    candidates = depths(len(blocks), usual, layers)
+    asked = list(unknown_questions_asked(tokenizer, context_length(model) or 2**20, NAMES))
+    if len(candidates) == 1 or not asked:
+        return usual
+    forms = [(each, row) for each in asked for row in range(len(each.forms.input_ids))]
+    groups, kinds, subjects = (
+        torch.tensor(values) for values in zip(*((each.number, each.kind, each.subject) for each, _ in forms), strict=True)
+    )
+    plain = torch.tensor([row >= each.taught for each, row in forms])
+    states = _last_states(model, tokenizer, blocks, candidates, [ids for each in asked for ids in up_to_answers(each.forms)])
+    halves = kinds % 2  # half of the kinds show directions for the other half
+    confused = {layer: confusion(Asked(hidden, groups, plain, halves), subjects) for layer, hidden in zip(candidates, states, strict=True)}
+    best = min(candidates, key=lambda layer: confused[layer])
+    return best if confused[best] < BETTER * confused[usual] else usual
+
+
+def depths(depth: int, usual: int, layers: Sequence[int]) -> list[int]:
+    """The blocks that are compared, in order, the usual one among them."""
+    first, last = max(max(layers) + 1, round(depth * BETWEEN[0])), min(depth - 1, round(depth * BETWEEN[1]))
+    step = max(1, -(-(last - first) // MOST))
+    return [layer for layer in range(first, last + 1) if (layer - usual) % step == 0 or layer == usual]
+
+
+def confusion(asked: Asked, subjects_E: Tensor) -> float:
+    """How often a question in a plain form is less like its own taught forms than another one about the same subject is.
+
+    Over all pairs of own and other likenesses, each as a share of how alike the taught forms are: one minus the area under the ROC
+    curve. Directions are fitted to the kinds of subjects that are not asked about.
+    """
+    own, others = [torch.zeros(0)], [torch.zeros(0)]
+    for seen, left_out in folds(asked):
+        mean, projection = discriminants(seen)
+        subjects = subjects_E[torch.isin(asked.groups, left_out.groups)]
+        queries_EK = F.normalize((left_out.hidden_ED.float().cpu() - mean) @ projection, dim=-1)
+        for group in left_out.groups.unique().tolist():
+            is_own = left_out.groups == group
+            taught = queries_EK[is_own & ~left_out.plain]
+            alike = (taught @ taught.T).sum().sub(len(taught)) / (len(taught) * (len(taught) - 1))
+            likeness_E = queries_EK @ taught.mean(0) / alike.clamp_min(FAINTEST)
+            own.append(likeness_E[is_own & left_out.plain])
+            others.append(likeness_E[~is_own & left_out.plain & (subjects == subjects[is_own][0])])
+    mine, theirs = torch.cat(own), torch.cat(others).sort().values
+    if not len(mine) or not len(theirs):
+        return 0.5
+    return 1 - float(torch.searchsorted(theirs, mine).float().mean()) / len(theirs)
+
+
+@torch.no_grad()
+def _last_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks: nn.ModuleList, layers: Sequence[int], sequences: Sequence[list[int]]
+) -> list[Tensor]:
+    """Of each of the blocks the states (E, D) of the sequences' last tokens that enter it."""
+    found: list[list[Tensor | None]] = [[None] * len(sequences) for _ in layers]
+    for batch in batches_by_length([len(ids) for ids in sequences], BATCH):
+        rows = padded([sequences[index] for index in batch], padding_id(tokenizer))
+        inputs = {"input_ids": rows.input_ids.to(model.device), "attention_mask": rows.attention_mask.to(model.device)}
+        with evaluating(model):
+            states = hidden_states_before_each(model, blocks, layers, **inputs)
+        for each, hidden in zip(found, states, strict=True):
+            for row, index in enumerate(batch):
+                each[index] = hidden[row, len(sequences[index]) - 1].float().cpu()
+    return [torch.stack([state for state in each if state is not None]) for each in found]
