@@ -13,11 +13,11 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
 
 from memgraft.answer_layer import FAINTEST, Asked, discriminants, folds
 from memgraft.blocks import hidden_states_before_each
+from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import batches_by_length, context_length, evaluating, padded, padding_id
 from memgraft.questions import unknown_questions_asked, up_to_answers
 
@@ -35,19 +35,12 @@ def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
     return layer if max(layers) < layer < depth else None
 
 
-def choose_answer_layer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks: nn.ModuleList, layers: Sequence[int]
-) -> int | None:
-    """The block in front of which facts are read best: the usual one, unless questions are confused far less in front of another one.
-
-    Args:
-        layers: of the memory, which must lie in front of it.
-    """
-    usual = default_answer_layer(len(blocks), layers)
-    if usual is None:
-        return None
-    candidates = depths(len(blocks), usual, layers)
-    asked = list(unknown_questions_asked(tokenizer, context_length(model) or 2**20, NAMES))
+def choose_answer_layer(grafted: GraftedModel) -> int:
+    """The block in front of which facts are read best: the one they are read at, unless questions are confused far less at another."""
+    usual = grafted.config.answer_layer
+    assert usual is not None
+    candidates = depths(len(grafted.blocks), usual, grafted.config.layers)
+    asked = list(unknown_questions_asked(grafted.tokenizer, context_length(grafted.base) or 2**20, NAMES))
     if len(candidates) == 1 or not asked:
         return usual
     forms = [(each, row) for each in asked for row in range(len(each.forms.input_ids))]
@@ -55,7 +48,7 @@ def choose_answer_layer(
         torch.tensor(values) for values in zip(*((each.number, each.kind, each.subject) for each, _ in forms), strict=True)
     )
     plain = torch.tensor([row >= each.taught for each, row in forms])
-    states = _last_states(model, tokenizer, blocks, candidates, [ids for each in asked for ids in up_to_answers(each.forms)])
+    states = _last_states(grafted, candidates, [ids for each in asked for ids in up_to_answers(each.forms)])
     halves = kinds % 2  # half of the kinds show directions for the other half
     confused = {layer: confusion(Asked(hidden, groups, plain, halves), subjects) for layer, hidden in zip(candidates, states, strict=True)}
     best = min(candidates, key=lambda layer: confused[layer])
@@ -93,18 +86,16 @@ def confusion(asked: Asked, subjects_E: Tensor) -> float:
     return 1 - float(torch.searchsorted(theirs, mine).float().mean()) / len(theirs)
 
 
-@torch.no_grad()
-def _last_states(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, blocks: nn.ModuleList, layers: Sequence[int], sequences: Sequence[list[int]]
-) -> list[Tensor]:
-    """Of each of the blocks the states (E, D) of the sequences' last tokens that enter it."""
-    found: list[list[Tensor | None]] = [[None] * len(sequences) for _ in layers]
+def _last_states(grafted: GraftedModel, layers: Sequence[int], sequences: Sequence[list[int]]) -> list[Tensor]:
+    """Of each of the blocks the states (E, D) of the sequences' last tokens that enter it, with the memory off."""
+    found = [torch.empty(len(sequences), grafted.config.hidden_size) for _ in layers]
     for batch in batches_by_length([len(ids) for ids in sequences], BATCH):
-        rows = padded([sequences[index] for index in batch], padding_id(tokenizer))
-        inputs = {"input_ids": rows.input_ids.to(model.device), "attention_mask": rows.attention_mask.to(model.device)}
-        with evaluating(model):
-            states = hidden_states_before_each(model, blocks, layers, **inputs)
-        for each, hidden in zip(found, states, strict=True):
-            for row, index in enumerate(batch):
-                each[index] = hidden[row, len(sequences[index]) - 1].float().cpu()
-    return [torch.stack([state for state in each if state is not None]) for each in found]
+        rows = padded([sequences[index] for index in batch], padding_id(grafted.tokenizer))
+        inputs = {"input_ids": rows.input_ids.to(grafted.device), "attention_mask": rows.attention_mask.to(grafted.device)}
+        with grafted.without_memory(), evaluating(grafted.base):
+            states = hidden_states_before_each(grafted.base, grafted.blocks, layers, **inputs)
+        last = rows.attention_mask.sum(-1) - 1
+        ends = [hidden[torch.arange(len(batch), device=hidden.device), last.to(hidden.device)].float().cpu() for hidden in states]
+        for each, end in zip(found, ends, strict=True):
+            each[batch] = end
+    return found

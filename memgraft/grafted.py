@@ -104,15 +104,24 @@ class GraftedModel(nn.Module):
         ]
         for layer, memory in zip(config.layers, self.memories, strict=True):
             memory.to(next(self.blocks[layer].parameters()).device)
-        if self.answers is not None:
-            assert config.answer_layer is not None
-            block = self.blocks[config.answer_layer]
-            self.answers.to(next(block.parameters()).device)
-            self._handles.append(block.register_forward_pre_hook(self._add_answers, with_kwargs=True))
         self._handles += [
             base.register_forward_pre_hook(self._begin_pass, with_kwargs=True),
             base.register_forward_hook(self._drop_mask, always_call=True),
         ]
+        if config.answer_layer is not None:
+            self._hook_answers(config.answer_layer)
+
+    def _hook_answers(self, layer: int) -> None:
+        assert self.answers is not None
+        block = self.blocks[layer]
+        self.answers.to(next(block.parameters()).device)
+        self._handles.append(block.register_forward_pre_hook(self._add_answers, with_kwargs=True))
+
+    def move_answers(self, layer: int) -> None:
+        """Read facts in front of another block from now on. Only before the answer layer is fitted, which is to one block's states."""
+        self._handles.pop().remove()
+        self.config = self.config.model_copy(update={"answer_layer": layer})
+        self._hook_answers(layer)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> GraftedModel:
         """As every module's, which .to() and its like call: to another device, and not to another dtype."""

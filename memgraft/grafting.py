@@ -17,7 +17,7 @@ from memgraft.background import Background, read_background, used_texts, write_b
 from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size, hidden_states_before
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig, first_refusal
-from memgraft.depth import choose_answer_layer
+from memgraft.depth import choose_answer_layer, default_answer_layer
 from memgraft.effect import LAYERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
@@ -89,11 +89,15 @@ def graft(
     check_remembers(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
     if "answer_layer" not in memory and enough_questions(tokenizer, context_length(model) or 2**20):
-        config = config.model_copy(update={"answer_layer": choose_answer_layer(model, tokenizer, blocks, config.layers)})
+        config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source
     try:
         _calibrate(grafted, background, background_tokens, seed, on_progress)
+        if grafted.answers is not None:
+            if "answer_layer" not in memory:
+                grafted.move_answers(choose_answer_layer(grafted))
+            fit_answers(grafted, seed=seed)
     except BaseException:
         grafted.detach()  # the model is the caller's
         raise
@@ -103,7 +107,7 @@ def graft(
 def _calibrate(
     grafted: GraftedModel, background: str | Path | Sequence[str] | None, background_tokens: int, seed: int, on_progress: Progress | None
 ) -> None:
-    """Background, usage, and an answer layer that fits the model."""
+    """Background and usage."""
     model, tokenizer = grafted.base, grafted.tokenizer
 
     def progress(stage: str) -> Callable[[int], None]:
@@ -119,8 +123,6 @@ def _calibrate(
         texts = used_texts(given, tokenizer, tokens=background_tokens)
     grafted.background = Background(tuple(texts), kind=kind, seed=seed, tokens=background_tokens, document_tokens=length)
     count_usage(grafted, seed=seed, on_progress=progress("usage"))
-    if grafted.answers is not None:
-        fit_answers(grafted, seed=seed)
 
 
 def _memory_config(width: int, layers: Sequence[int], slots: int, others: Mapping[str, Any]) -> MemoryConfig:

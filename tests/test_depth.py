@@ -11,8 +11,9 @@ from memgraft import depth
 from memgraft.answer_layer import FAINTEST, Asked, discriminants, folds
 from memgraft.blocks import find_blocks, hidden_states_before, hidden_states_before_each
 from memgraft.depth import choose_answer_layer, confusion, default_answer_layer, depths
+from memgraft.grafting import graft
 from memgraft.questions import unknown_questions_asked, up_to_answers
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import graft_with_answers, tiny_graft, tiny_model, tiny_tokenizer
 
 
 def asked(apart: float, *, width: int = 80, seed: int = 0) -> tuple[Asked, Tensor]:
@@ -55,17 +56,28 @@ def test_confusion_falls_as_questions_are_told_apart() -> None:
 
 
 def test_the_usual_depth_stays_unless_another_one_is_far_better(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, tokenizer = tiny_model(depth=12), tiny_tokenizer()
-    blocks = find_blocks(model)
+    model = tiny_graft(tiny_model(depth=12), layers=(4,), answer_layer=9)
     candidates = depths(12, 9, (4,))
     assert candidates == [6, 7, 8, 9, 10]
     monkeypatch.setattr(depth, "_last_states", lambda *_: [torch.zeros(1680, 4)] * len(candidates))
     for confused, chosen in (([0.2, 0.11, 0.13, 0.2, 0.4], 7), ([0.2, 0.13, 0.14, 0.2, 0.4], 9), ([0.1, 0.2, 0.2, 0.0, 0.0], 9)):
         found = iter(confused)
         monkeypatch.setattr(depth, "confusion", lambda *_, found=found: next(found))
-        assert choose_answer_layer(model, tokenizer, blocks, (4,)) == chosen
-    assert choose_answer_layer(model, tokenizer, blocks, (9,)) is None
-    assert default_answer_layer(12, (4,)) == 9
+        assert choose_answer_layer(model) == chosen
+
+
+def test_a_graft_reads_facts_at_the_depth_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["The ship left the harbour at dawn.", "A lamp stood by the chair."]
+    monkeypatch.setattr("memgraft.grafting.choose_answer_layer", lambda _: 3)
+    model = graft(tiny_model(depth=6), tiny_tokenizer(), background=texts, slots=64)
+    assert model.config.answer_layer == 3
+    assert [len(block._forward_pre_hooks) for block in model.blocks] == [0, 0, 1, 1, 0, 0]
+    assert model.answers is not None
+    told = graft(tiny_model(depth=6), tiny_tokenizer(), background=texts, slots=64, answer_layer=3)
+    assert told.answers is not None
+    assert torch.equal(model.answers.begins_projection, told.answers.begins_projection)
+    assert graft(tiny_model(depth=6), tiny_tokenizer(), background=texts, slots=64, answer_layer=5).config.answer_layer == 5
+    assert not any(block._forward_pre_hooks for block in find_blocks(model.detach()))
 
 
 def test_few_depths_are_compared_and_all_lie_behind_the_memory() -> None:
@@ -83,18 +95,18 @@ def test_few_depths_are_compared_and_all_lie_behind_the_memory() -> None:
 
 
 def test_states_of_last_tokens_are_those_of_single_passes() -> None:
-    model, tokenizer = tiny_model(depth=6), tiny_tokenizer()
-    blocks = find_blocks(model)
-    sequences = [ids for each in list(unknown_questions_asked(tokenizer, 4096, 1))[:3] for ids in up_to_answers(each.forms)]
-    found = depth._last_states(model, tokenizer, blocks, [2, 4], sequences)
-    for layer, states in zip([2, 4], found, strict=True):
-        slow = [hidden_states_before(model, blocks, layer, input_ids=torch.tensor([ids]))[0, -1] for ids in sequences]
+    model = graft_with_answers()
+    blocks = model.blocks
+    sequences = [ids for each in list(unknown_questions_asked(model.tokenizer, 4096, 1))[:3] for ids in up_to_answers(each.forms)]
+    found = depth._last_states(model, [1, 3], sequences)
+    for layer, states in zip([1, 3], found, strict=True):
+        slow = [hidden_states_before(model.base, blocks, layer, input_ids=torch.tensor([ids]))[0, -1] for ids in sequences]
         torch.testing.assert_close(states, torch.stack(slow).float(), atol=1e-4, rtol=1e-4)
-    both = hidden_states_before_each(model, blocks, [1, 3], input_ids=torch.tensor([sequences[0]]))
-    assert torch.equal(both[1], hidden_states_before(model, blocks, 3, input_ids=torch.tensor([sequences[0]])))
-    assert not any(block._forward_pre_hooks for block in blocks)
+    hooks = [dict(block._forward_pre_hooks) for block in blocks]
+    both = hidden_states_before_each(model.base, blocks, [1, 3], input_ids=torch.tensor([sequences[0]]))
+    assert torch.equal(both[1], hidden_states_before(model.base, blocks, 3, input_ids=torch.tensor([sequences[0]])))
+    assert [dict(block._forward_pre_hooks) for block in blocks] == hooks
 
 
 def test_a_context_that_holds_no_question_keeps_the_usual_depth() -> None:
-    model, tokenizer = tiny_model(depth=12, max_position_embeddings=8), tiny_tokenizer()
-    assert choose_answer_layer(model, tokenizer, find_blocks(model), (4,)) == 9
+    assert choose_answer_layer(tiny_graft(tiny_model(depth=12, max_position_embeddings=8), layers=(4,), answer_layer=9)) == 9

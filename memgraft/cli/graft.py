@@ -29,8 +29,8 @@ def graft(
         str,
         typer.Option(
             metavar="auto|L,L…",
-            help="Blocks, from 0, in front of which memory sits; auto: one at a third of the depth. Facts are read at three quarters, "
-            "where that is behind these.",
+            help="Blocks, from 0, in front of which memory sits; auto: one at a third of the depth. Facts are read at about three "
+            "quarters, where that is behind these.",
         ),
     ] = "auto",
     top_k: Annotated[int | None, typer.Option(help="Slots that each head of a token reads.", show_default="32")] = None,
