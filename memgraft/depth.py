@@ -25,7 +25,7 @@ USUAL = 0.73  # share of the depth, as block 22 of 30
 BETWEEN = (0.5, 0.85)  # shares of it between which other blocks are looked at,
 MOST = 9  # and how many of them at most
 NAMES = 2  # subjects of each kind that are asked about
-BETTER = 0.6  # share of the confusions at the usual depth that there may be at another one, for that to be taken
+BETTER = 0.5  # share of the confusions at the usual depth that there may be at another one, for that to be taken
 BATCH = 16
 
 

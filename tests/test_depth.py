@@ -60,7 +60,7 @@ def test_the_usual_depth_stays_unless_another_one_is_far_better(monkeypatch: pyt
     candidates = depths(12, 9, (4,))
     assert candidates == [6, 7, 8, 9, 10]
     monkeypatch.setattr(depth, "_last_states", lambda *_: [torch.zeros(1680, 4)] * len(candidates))
-    for confused, chosen in (([0.2, 0.11, 0.13, 0.2, 0.4], 7), ([0.2, 0.13, 0.14, 0.2, 0.4], 9), ([0.1, 0.2, 0.2, 0.0, 0.0], 9)):
+    for confused, chosen in (([0.2, 0.09, 0.13, 0.2, 0.4], 7), ([0.2, 0.11, 0.14, 0.2, 0.4], 9), ([0.1, 0.2, 0.2, 0.0, 0.0], 9)):
         found = iter(confused)
         monkeypatch.setattr(depth, "confusion", lambda *_, found=found: next(found))
         assert choose_answer_layer(model) == chosen

@@ -54,7 +54,8 @@ _CONFIGURATIONS: dict[str, tuple[type[Config], str]] = {
     "The writer `adam`": (Adam, "For what memory layers read, as in Goyal et al. 2026."),
     "A memory": (
         MemoryConfig,
-        "`memgraft.config.MemoryConfig`. `graft` puts one layer at a third of the depth, the answer layer at three quarters or where questions are told apart far better.",
+        "`memgraft.config.MemoryConfig`. `graft` puts one layer at a third of the depth, the answer layer at three quarters, or where "
+        "questions are told apart far better.",
     ),
 }
 
