@@ -9,7 +9,7 @@ Shape suffixes: E tokens, K key width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,8 +35,12 @@ def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
     return layer if max(layers) < layer < depth else None
 
 
-def choose_answer_layer(grafted: GraftedModel) -> int:
-    """The block in front of which facts are read best: the one they are read at, unless questions are confused far less at another."""
+def choose_answer_layer(grafted: GraftedModel, on_progress: Callable[[int, int], None] | None = None) -> int:
+    """The block in front of which facts are read best: the one they are read at, unless questions are confused far less at another.
+
+    Args:
+        on_progress: called with (done, total) wordings of questions.
+    """
     usual = grafted.config.answer_layer
     assert usual is not None
     candidates = depths(len(grafted.blocks), usual, grafted.config.layers)
@@ -48,7 +52,7 @@ def choose_answer_layer(grafted: GraftedModel) -> int:
         torch.tensor(values) for values in zip(*((each.number, each.kind, each.subject) for each, _ in forms), strict=True)
     )
     plain = torch.tensor([row >= each.taught for each, row in forms])
-    states = _last_states(grafted, candidates, [ids for each in asked for ids in up_to_answers(each.forms)])
+    states = _last_states(grafted, candidates, [ids for each in asked for ids in up_to_answers(each.forms)], on_progress)
     halves = kinds % 2  # half of the kinds show directions for the other half
     confused = {layer: confusion(Asked(hidden, groups, plain, halves), subjects) for layer, hidden in zip(candidates, states, strict=True)}
     best = min(candidates, key=lambda layer: confused[layer])
@@ -86,9 +90,12 @@ def confusion(asked: Asked, subjects_E: Tensor) -> float:
     return 1 - float(torch.searchsorted(theirs, mine).float().mean()) / len(theirs)
 
 
-def _last_states(grafted: GraftedModel, layers: Sequence[int], sequences: Sequence[list[int]]) -> list[Tensor]:
+def _last_states(
+    grafted: GraftedModel, layers: Sequence[int], sequences: Sequence[list[int]], on_progress: Callable[[int, int], None] | None = None
+) -> list[Tensor]:
     """Of each of the blocks the states (E, D) of the sequences' last tokens that enter it, with the memory off."""
     found = [torch.empty(len(sequences), grafted.config.hidden_size) for _ in layers]
+    done = 0
     for batch in batches_by_length([len(ids) for ids in sequences], BATCH):
         rows = padded([sequences[index] for index in batch], padding_id(grafted.tokenizer))
         inputs = {"input_ids": rows.input_ids.to(grafted.device), "attention_mask": rows.attention_mask.to(grafted.device)}
@@ -98,4 +105,7 @@ def _last_states(grafted: GraftedModel, layers: Sequence[int], sequences: Sequen
         ends = [hidden[torch.arange(len(batch), device=hidden.device), last.to(hidden.device)].float().cpu() for hidden in states]
         for each, end in zip(found, ends, strict=True):
             each[batch] = end
+        done += len(batch)
+        if on_progress:
+            on_progress(done, len(sequences))
     return found

@@ -96,7 +96,8 @@ def graft(
         _calibrate(grafted, background, background_tokens, seed, on_progress)
         if grafted.answers is not None:
             if "answer_layer" not in memory:
-                grafted.move_answers(choose_answer_layer(grafted))
+                told = (lambda done, total: on_progress("depth", done, total)) if on_progress else None
+                grafted.move_answers(choose_answer_layer(grafted, told))
             fit_answers(grafted, seed=seed)
     except BaseException:
         grafted.detach()  # the model is the caller's

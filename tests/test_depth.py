@@ -68,7 +68,7 @@ def test_the_usual_depth_stays_unless_another_one_is_far_better(monkeypatch: pyt
 
 def test_a_graft_reads_facts_at_the_depth_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["The ship left the harbour at dawn.", "A lamp stood by the chair."]
-    monkeypatch.setattr("memgraft.grafting.choose_answer_layer", lambda _: 3)
+    monkeypatch.setattr("memgraft.grafting.choose_answer_layer", lambda *_: 3)
     model = graft(tiny_model(depth=6), tiny_tokenizer(), background=texts, slots=64)
     assert model.config.answer_layer == 3
     assert [len(block._forward_pre_hooks) for block in model.blocks] == [0, 0, 1, 1, 0, 0]
@@ -98,7 +98,9 @@ def test_states_of_last_tokens_are_those_of_single_passes() -> None:
     model = graft_with_answers()
     blocks = model.blocks
     sequences = [ids for each in list(unknown_questions_asked(model.tokenizer, 4096, 1))[:3] for ids in up_to_answers(each.forms)]
-    found = depth._last_states(model, [1, 3], sequences)
+    told: list[tuple[int, int]] = []
+    found = depth._last_states(model, [1, 3], sequences, lambda *at: told.append(at))
+    assert told[-1] == (len(sequences), len(sequences))
     for layer, states in zip([1, 3], found, strict=True):
         slow = [hidden_states_before(model.base, blocks, layer, input_ids=torch.tensor([ids]))[0, -1] for ids in sequences]
         torch.testing.assert_close(states, torch.stack(slow).float(), atol=1e-4, rtol=1e-4)

@@ -16,7 +16,11 @@ from memgraft.errors import StoreError
 if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
 
-_STAGES = {"background": "writing background text", "usage": "counting how it uses the slots"}
+_STAGES = {
+    "background": ("writing background text", "tokens"),
+    "usage": ("counting how it uses the slots", "tokens"),
+    "depth": ("looking for the depth at which questions are told apart", "wordings"),
+}
 
 
 def graft(
@@ -73,8 +77,9 @@ def graft(
             nonlocal shown
             if stage != shown:
                 shown = stage
-                stages.stage(_STAGES.get(stage, stage), total)
-                stages.note(f"{_STAGES.get(stage, stage)}: {total:,} tokens")
+                what, unit = _STAGES[stage]
+                stages.stage(what, total)
+                stages.note(f"{what}: {total:,} {unit}")
             stages.advance(done)
 
         grafted = graft_model(
