@@ -21,6 +21,8 @@ from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import batches_by_length, context_length, evaluating, padded, padding_id
 from memgraft.questions import unknown_questions_asked, up_to_answers
 
+Progress = Callable[[int, int], None]  # (done, total)
+
 USUAL = 0.73  # share of the depth, as block 22 of 30
 BETWEEN = (0.5, 0.85)  # shares of it between which other blocks are looked at,
 MOST = 9  # and how many of them at most
@@ -35,18 +37,26 @@ def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
     return layer if max(layers) < layer < depth else None
 
 
-def choose_answer_layer(grafted: GraftedModel, on_progress: Callable[[int, int], None] | None = None) -> int:
-    """The block in front of which facts are read best: the one they are read at, unless questions are confused far less at another.
+def choose_answer_layer(grafted: GraftedModel, on_progress: Progress | None = None) -> int:
+    """The block in front of which facts are read best: the one they are read at, unless questions are confused far less at another."""
+    usual = grafted.config.answer_layer
+    assert usual is not None
+    confused = confusions(grafted, on_progress)
+    best = min(confused, key=lambda layer: confused[layer], default=usual)
+    return best if confused and confused[best] < BETTER * confused[usual] else usual
+
+
+def confusions(grafted: GraftedModel, on_progress: Progress | None = None) -> dict[int, float]:
+    """How often questions are confused in front of each of the blocks that are compared; nothing where none fits the model's context.
 
     Args:
         on_progress: called with (done, total) wordings of questions.
     """
-    usual = grafted.config.answer_layer
-    assert usual is not None
-    candidates = depths(len(grafted.blocks), usual, grafted.config.layers)
+    assert grafted.config.answer_layer is not None
+    candidates = depths(len(grafted.blocks), grafted.config.answer_layer, grafted.config.layers)
     asked = list(unknown_questions_asked(grafted.tokenizer, context_length(grafted.base) or 2**20, NAMES))
     if len(candidates) == 1 or not asked:
-        return usual
+        return {}
     forms = [(each, row) for each in asked for row in range(len(each.forms.input_ids))]
     groups, kinds, subjects = (
         torch.tensor(values) for values in zip(*((each.number, each.kind, each.subject) for each, _ in forms), strict=True)
@@ -54,9 +64,7 @@ def choose_answer_layer(grafted: GraftedModel, on_progress: Callable[[int, int],
     plain = torch.tensor([row >= each.taught for each, row in forms])
     states = _last_states(grafted, candidates, [ids for each in asked for ids in up_to_answers(each.forms)], on_progress)
     halves = kinds % 2  # half of the kinds show directions for the other half
-    confused = {layer: confusion(Asked(hidden, groups, plain, halves), subjects) for layer, hidden in zip(candidates, states, strict=True)}
-    best = min(candidates, key=lambda layer: confused[layer])
-    return best if confused[best] < BETTER * confused[usual] else usual
+    return {layer: confusion(Asked(hidden, groups, plain, halves), subjects) for layer, hidden in zip(candidates, states, strict=True)}
 
 
 def depths(depth: int, usual: int, layers: Sequence[int]) -> list[int]:
@@ -91,7 +99,7 @@ def confusion(asked: Asked, subjects_E: Tensor) -> float:
 
 
 def _last_states(
-    grafted: GraftedModel, layers: Sequence[int], sequences: Sequence[list[int]], on_progress: Callable[[int, int], None] | None = None
+    grafted: GraftedModel, layers: Sequence[int], sequences: Sequence[list[int]], on_progress: Progress | None = None
 ) -> list[Tensor]:
     """Of each of the blocks the states (E, D) of the sequences' last tokens that enter it, with the memory off."""
     found = [torch.empty(len(sequences), grafted.config.hidden_size) for _ in layers]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import architectures, behind_cues, core_sets, cue_rates, pareto, pretraining
+from benchmarks import architectures, behind_cues, core_sets, cue_rates, depths, pareto, pretraining
 from benchmarks import study as studies
 from benchmarks.documents import STATEMENTS_EACH, select_statements, states_answer
 from benchmarks.figure import draw
@@ -477,6 +477,20 @@ def test_cue_rates_say_how_often_the_memory_opens(data: Path, model: Path, tmp_p
     assert all(each["cues"] >= each["facts"] for each in rates)
     assert all(0 <= value <= 1 for each in rates for name, value in each.items() if name not in ("facts", "cues"))
     assert "| own question in lower case |" in results(tmp_path)
+
+
+def test_depths_say_where_questions_are_told_apart(data: Path, tmp_path: Path) -> None:
+    model, output = save_tiny_model(tmp_path / "tiny", depth=6), tmp_path / "depths"
+    sizes = ["--facts", "3", "--background-tokens", "512", "--cache", str(tmp_path / "cache")]
+    assert depths.main(["--data", str(data), "--model", str(model), "-o", str(output), *sizes]) == 0
+    rows = json.loads((output / "tiny.json").read_text(encoding="utf-8"))["depths"]
+    assert [each["layer"] for each in rows] == [3, 4, 5]
+    assert sum(each["chosen"] for each in rows) == 1
+    for each in rows:
+        assert 0 <= each["confused"] <= 1
+        assert set(each["frames"]) >= {"few-shot", "zero-shot", "bare"}
+        assert all(0 <= value <= 1 for frame in each["frames"].values() for value in frame.values())
+    assert "### tiny: 3 facts, 6 blocks" in results(tmp_path)
 
 
 def test_a_pretraining_that_was_interrupted_ends_at_the_same_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

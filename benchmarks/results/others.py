@@ -124,6 +124,31 @@ def cue_rates(path: Path) -> str:
     return title + about + table(["", *(f"{each['facts']:,} facts, {each['cues']:,} cues" for each in rates)], rows)
 
 
+def depths(folder: Path) -> Iterator[str]:
+    yield f"## Depths of the answer layer\n\n`python -m benchmarks.depths` → `{folder.as_posix()}`"
+    paths = sorted(folder.glob("*.json"))
+    if not paths:
+        yield "Not run yet."
+        return
+    yield (
+        "Nothing is taught: facts of the tuning split, in 16 wordings, show where their anchors are. *Confused* is what `graft` measures on "
+        "questions about made-up subjects. Of the rest, in each frame: how many of the facts' own questions and of two on other relations "
+        "about each subject come near enough to the fact's anchor and have an answer expected behind them, own / others; *area* is that "
+        "under the ROC curve of how near they come, a mean over the frames. In bold the depth that `graft` takes."
+    )
+    for path in paths:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+        frames = list(summary["depths"][0]["frames"]) if summary["depths"] else []
+        rows = []
+        for each in summary["depths"]:
+            cells = [f"{each['layer']}", f"{each['confused']:.3f}"]
+            cells += [f"{each['frames'][frame]['own']:.2f} / {each['frames'][frame]['others']:.2f}" for frame in frames]
+            cells.append(f"{each['area']:.3f}")
+            rows.append([f"**{cell}**" for cell in cells] if each["chosen"] else cells)
+        yield f"### {plain(summary['model'])}: {summary['facts']} facts, {summary['blocks']} blocks"
+        yield table(["in front of block", "confused", *frames, "area"], rows)
+
+
 def core_sets(path: Path) -> str:
     title = f"## Core sets of facts\n\n`python -m benchmarks.core_sets` → `{path.as_posix()}`\n\n"
     runs = list(read_runs(path).values())
