@@ -132,9 +132,9 @@ def depths(folder: Path) -> Iterator[str]:
         return
     yield (
         "Nothing is taught: facts of the tuning split, in 16 wordings, show where their anchors are. *Confused* is what `graft` measures "
-        "on questions about made-up subjects. Of the rest, in each frame: how many of the facts' own questions and of two on other relations about "
-        "each subject come near enough to the fact's anchor and have an answer expected behind them, own / others; *area* is that "
-        "under the ROC curve of how near they come, a mean over the frames. In bold the depth that `graft` takes."
+        "on questions about made-up subjects. Of the rest, in each frame: how many of the facts' own questions, and of two on other "
+        "relations about each subject, come near enough to the fact's anchor and have an answer expected behind them, own / others; "
+        "*area* is that under the ROC curve of how near they come, a mean over the frames. In bold the depth that `graft` takes."
     )
     for path in paths:
         summary = json.loads(path.read_text(encoding="utf-8"))
