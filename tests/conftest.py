@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,25 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 settings.register_profile("memgraft", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("memgraft")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_unknown_subjects() -> Iterator[None]:
+    """One made-up subject of each kind, and four questions about it: all 240 double what a graft takes. See `all_unknown_subjects`."""
+    from memgraft import frames, questions
+
+    few = tuple(frames.UnknownSubjects(each.names[:1], each.questions[:4]) for each in frames.load_unknown())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(questions, "load_unknown", lambda: few)
+        yield
+
+
+@pytest.fixture
+def all_unknown_subjects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the package has."""
+    from memgraft import frames, questions
+
+    monkeypatch.setattr(questions, "load_unknown", frames.load_unknown)
 
 
 @pytest.fixture(scope="session")

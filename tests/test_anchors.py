@@ -433,6 +433,7 @@ def asked(questions: int, forms: int, spread: float, *, width: int = 96, seed: i
     return Asked(torch.cat([content + noise, form], -1), groups, plain, torch.full_like(groups, NO_KIND))
 
 
+@pytest.mark.usefixtures("all_unknown_subjects")
 def test_nothing_is_fitted_to_the_frame_that_is_kept_for_testing() -> None:
     tokenizer = tiny_tokenizer()
     after = [str(tokenizer.decode(ids)) for _, ids in asked_after_others(tokenizer, 4096, seed=0)]
@@ -525,6 +526,7 @@ def test_shares_are_measured_on_unknown_subjects_a_kind_left_out_at_a_time(monke
     assert len(list(folds(common))) == 4  # without unknown ones the common ones are left out in turn
 
 
+@pytest.mark.usefixtures("all_unknown_subjects")
 def test_questions_about_unknown_subjects_are_asked_of_each_and_numbered_on() -> None:
     tokenizer = tiny_tokenizer()
     common = [each.number for each in common_questions_asked(tokenizer, 4096)]

@@ -59,7 +59,7 @@ def test_the_usual_depth_stays_unless_another_one_is_far_better(monkeypatch: pyt
     model = tiny_graft(tiny_model(depth=12), layers=(4,), answer_layer=9)
     candidates = depths(12, 9, (4,))
     assert candidates == [6, 7, 8, 9, 10]
-    monkeypatch.setattr(depth, "_last_states", lambda *_: [torch.zeros(1680, 4)] * len(candidates))
+    monkeypatch.setattr(depth, "_last_states", lambda *_: [torch.zeros(1, 4)] * len(candidates))
     for confused, chosen in (([0.2, 0.09, 0.13, 0.2, 0.4], 7), ([0.2, 0.11, 0.14, 0.2, 0.4], 9), ([0.1, 0.2, 0.2, 0.0, 0.0], 9)):
         found = iter(confused)
         monkeypatch.setattr(depth, "confusion", lambda *_, found=found: next(found))
@@ -92,6 +92,15 @@ def test_few_depths_are_compared_and_all_lie_behind_the_memory() -> None:
             assert usual in found
             assert len(found) <= depth.MOST + 2
             assert memory[0] < found[0] <= found[-1] < blocks
+
+
+@pytest.mark.usefixtures("all_unknown_subjects")
+def test_all_made_up_subjects_choose_a_depth() -> None:
+    model = tiny_graft(tiny_model(depth=6), layers=(2,), answer_layer=4)
+    confused = depth.confusions(model)
+    assert list(confused) == [3, 4, 5]
+    assert all(0 < each < 0.5 for each in confused.values())
+    assert choose_answer_layer(model) in confused
 
 
 def test_states_of_last_tokens_are_those_of_single_passes() -> None:
