@@ -142,8 +142,8 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     assert "## Learning against forgetting" in page
     assert "### Test split, behind cues" in page
     assert "| memory |" in page
-    # Not run are all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, and the core sets.
-    assert page.count("Not run yet.") == len(STUDIES) + 5
+    # Not run are all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, the depths, and the core sets.
+    assert page.count("Not run yet.") == len(STUDIES) + 6
 
 
 def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_elsewhere() -> None:
