@@ -142,7 +142,7 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     assert "## Learning against forgetting" in page
     assert "### Test split, behind cues" in page
     assert "| memory |" in page
-    # Not run are all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, the depths, and the core sets.
+    # Not run: all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, depths, core sets.
     assert page.count("Not run yet.") == len(STUDIES) + 6
 
 
