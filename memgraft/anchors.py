@@ -8,7 +8,7 @@ it, the mean, read only where an answer is expected at all (`memgraft.expectatio
 other; and one for each further token of the answer. A row that is read wherever an anchor is near, and nowhere else, is a codebook's entry
 as in GRACE (Hartvigsen et al. 2023, arXiv 2211.11031); its radius, a share of how alike the fact's questions are or the same for all of a
 kind, is measured in directions in which questions differ and the ways of asking them do not (linear discriminant analysis, Fisher 1936),
-which the package's common questions show without any label.
+which the package's own questions show without any label.
 
 Shape suffixes: B sequences, T tokens, N open tokens, A anchors, K key width, F facts that are open.
 """

@@ -1,7 +1,6 @@
 """The answer layer: in front of a deep block, tokens that are at an anchor of an open fact read the anchor's row.
 
-Shape suffixes: B sequences, T tokens, N open tokens, K key width, D hidden size, E tokens of
-common questions.
+Shape suffixes: B sequences, T tokens, N open tokens, K key width, D hidden size, E tokens of questions.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ class AnswerLayer(nn.Module):
     goes_on_projection: Tensor
     scale: Tensor
     begins_share: Tensor  # () of how alike its wordings are, by which a token must be like them to be one in front of a fact's answer
-    alike: Tensor  # () mean cosine of two wordings of a common question, which stands for that of a fact in one wording
+    alike: Tensor  # () mean cosine of two wordings of a question, which stands for that of a fact in one wording
     amid_least: Tensor  # () cosine with its key from which it is one in front of the answer within a statement
     goes_on_least: Tensor  # () and from which it is a certain token within the answer
 

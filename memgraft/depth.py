@@ -2,7 +2,8 @@
 
 Too early a question's last token does not know yet what was asked for; too late it is taken up with what is said next, and two
 questions about one subject look the same. Where the one ends and the other begins differs from model to model: at three quarters of
-SmolLM2's depth questions are still told apart, in Gemma 3 they are not, five blocks after its middle.
+SmolLM2's depth questions are still told apart, in Gemma 3 270M, four blocks after its middle,
+they are not.
 
 Shape suffixes: E tokens, K key width.
 """

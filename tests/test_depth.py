@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from benchmarks.relations import relations
 from memgraft import depth
 from memgraft.answer_layer import FAINTEST, Asked, discriminants, folds
 from memgraft.blocks import find_blocks, hidden_states_before, hidden_states_before_each
 from memgraft.depth import choose_answer_layer, confusion, default_answer_layer, depths
+from memgraft.frames import load_unknown
 from memgraft.grafting import graft
 from memgraft.questions import unknown_questions_asked, up_to_answers
 from tests.models import graft_with_answers, tiny_graft, tiny_model, tiny_tokenizer
@@ -92,6 +94,12 @@ def test_few_depths_are_compared_and_all_lie_behind_the_memory() -> None:
             assert usual in found
             assert len(found) <= depth.MOST + 2
             assert memory[0] < found[0] <= found[-1] < blocks
+
+
+def test_what_is_asked_of_made_up_subjects_is_no_question_of_the_benchmarks() -> None:
+    asked = {question for relation in relations().values() for question in (relation.test, *relation.questions)}
+    assert asked
+    assert not asked & {question for subjects in load_unknown() for question in subjects.questions}
 
 
 @pytest.mark.usefixtures("all_unknown_subjects")

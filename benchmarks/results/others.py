@@ -90,7 +90,7 @@ def architectures(path: Path) -> Iterator[str]:
         yield (
             f"{made['parameters'] / 1e6:.1f} million parameters, {read}, {layers}; {summary['facts']} facts of the test split. "
             f"A token is at an anchor where it is {fitted['begins_share']:.2f} times as like a fact's wordings as these are alike "
-            f"(two of a common question: a cosine of {fitted['alike']:.2f}), within a statement from a cosine of "
+            f"(two of one of the package's questions: a cosine of {fitted['alike']:.2f}), within a statement from a cosine of "
             f"{fitted['amid_least']:.2f} on, and where an answer goes on of {fitted['goes_on_least']:.2f}."
         )
         yield settings_table(summary["settings"], with_seeds=True)
