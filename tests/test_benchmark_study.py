@@ -23,6 +23,7 @@ from benchmarks.neighbours import leaks, near_misses
 from benchmarks.recipe import __main__ as recipe
 from benchmarks.recipe import pooling
 from benchmarks.relations import facts_for, relations
+from benchmarks.results import __main__ as results_page
 from benchmarks.results.__main__ import results
 from benchmarks.settings import STUDIES
 from benchmarks.splits import check_unseen, overlapping, split_of
@@ -144,6 +145,19 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     assert "| memory |" in page
     # Not run: all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, depths, core sets.
     assert page.count("Not run yet.") == len(STUDIES) + 6
+
+
+def test_what_is_said_by_hand_stands_below_the_command_of_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes = tmp_path / "notes.md"
+    monkeypatch.setattr(results_page, "NOTES", notes)
+    in_front = "".join(f"## {title}\n\nRead this.\n\n" for title in results_page.IN_FRONT)
+    notes.write_text(in_front + "## Core sets of facts\n\n- one\n- two\n", encoding="utf-8")
+    page = results(tmp_path)
+    assert page.index("Read this.") < page.index("## Learning against forgetting")
+    assert "core-sets/runs.jsonl`\n\n- one\n- two\n\nNot run yet." in page
+    notes.write_text(in_front + "## Core set of facts\n\nlost\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="no section of the page is called 'Core set of facts'"):
+        results(tmp_path)
 
 
 def test_a_rival_behind_cues_scores_as_taught_where_they_open_and_as_the_base_elsewhere() -> None:

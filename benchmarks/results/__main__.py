@@ -20,6 +20,7 @@ Made by `python -m benchmarks.results results > docs/results.md` from the files 
 [tried.md](tried.md). F1 from 0 to 1; NLL in nats per token; in brackets 95 % bootstrap intervals over items.
 """
 NOTES = Path(__file__).parents[1] / "notes.md"
+IN_FRONT = ("What to know of these figures", "What the recipe was to reach")  # of all sections
 STUDIES = {
     "pareto": "Learning against forgetting",
     "ranking": "Rankings over t",
@@ -37,7 +38,8 @@ FIGURES = {
 
 def results(folder: Path) -> str:
     """The page as Markdown; studies without a summary are named as not run."""
-    parts = [HEAD.rstrip(), NOTES.read_text(encoding="utf-8").rstrip()]
+    notes = _notes(NOTES.read_text(encoding="utf-8"))
+    parts = [HEAD.rstrip(), *(f"## {title}\n\n{notes.pop(title)}" for title in IN_FRONT)]
     for name, title in STUDIES.items():
         path = folder / name / "summary.json"
         summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
@@ -56,7 +58,25 @@ def results(folder: Path) -> str:
     parts.append(cue_rates(folder / "cues" / "summary.json"))
     parts += depths(folder / "depths")
     parts.append(core_sets(folder / "core-sets" / "runs.jsonl"))
-    return "\n\n".join(parts) + "\n"
+    page = "\n\n".join(parts) + "\n"
+    for title, note in notes.items():
+        page = _noted(page, title, note)
+    return page
+
+
+def _notes(text: str) -> dict[str, str]:
+    """What is to be said by hand, by the title of its section."""
+    found = (section.partition("\n") for section in text.removeprefix("## ").split("\n## "))
+    return {title.strip(): note.strip() for title, _, note in found}
+
+
+def _noted(page: str, title: str, note: str) -> str:
+    """The page with a note right below the command of one of its sections. ValueError where there is no such section."""
+    before, heading, section = page.partition(f"\n## {title}\n\n")
+    if not heading:
+        raise ValueError(f"{NOTES}: no section of the page is called {title!r}")
+    command, _, rest = section.partition("\n\n")
+    return f"{before}{heading}{command}\n\n{note}\n\n{rest}"
 
 
 def _sizes(summary: Mapping[str, Any]) -> list[str]:
