@@ -3,7 +3,7 @@
 What recurs in the wordings of "Where was Leo Wardrup born?" and not in the world is " Ward" and "rup" after "Leo". Labels, such as a
 subject's name, are not needed; a name alone could not tell one Leo Wardrup from another either.
 
-Shape suffixes: N candidate tokens, W wordings, P query width, S tokens of the world.
+Shape suffixes: N candidate tokens, W wordings, P query width.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from memgraft.covariance import common_questions
 from memgraft.cues import Cues
-from memgraft.grafting import background_states
 from memgraft.precision import in_own_precision
-from memgraft.probes.language_model import context_length
+from memgraft.world import queries_of, world_of
 
 if TYPE_CHECKING:
     from memgraft.encoding import TokenBatch
@@ -67,32 +65,6 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
     return Found(cues, [own + other.tokens[0] for own, other in zip(tokens, low, strict=True)] if low else tokens)
 
 
-class World(NamedTuple):
-    """Tokens that are no cue of anything: those of the background and of common questions."""
-
-    cased: Tensor  # (S, P) queries of them as they stand
-    both: Tensor  # (S', P), and of them in lower case, where other tokens are common
-
-
-def world_of(model: GraftedModel) -> World:
-    """Computed once per model."""
-    assert model.background is not None
-    if model.world is None:
-        parts, _ = model.background.split(model.tokenizer)
-        longest = context_length(model.base)
-        cased = [*parts, *(ids[:longest] for ids in common_questions(model.tokenizer))]
-        low = [ids for ids in (_lower_case(model, ids) for ids in cased) if ids]  # a text may be fewer tokens in lower case, or none
-        found = torch.cat(_queries_of(model, cased))
-        model.world = World(found, torch.cat([found, *_queries_of(model, low)]))
-    return model.world
-
-
-def _lower_case(model: GraftedModel, ids: Sequence[int]) -> list[int]:
-    text = str(model.tokenizer.decode(list(ids))).lower()
-    lower: list[int] = model.tokenizer(text, add_special_tokens=False).input_ids[: len(ids)]
-    return lower
-
-
 def _candidates(batch: TokenBatch) -> list[tuple[list[int], Tensor]]:
     """Token ids of some wordings, and which tokens of each may be cues, (T - 1,) bool from the second one on.
 
@@ -108,14 +80,8 @@ def _candidates(batch: TokenBatch) -> list[tuple[list[int], Tensor]]:
     return found
 
 
-def _queries_of(model: GraftedModel, sequences: Sequence[Sequence[int]]) -> list[Tensor]:
-    """(T - 1, P) of each sequence's tokens but the first, whose state is like no other's."""
-    states = background_states(model, model.config.layers[0], sequences)
-    return [model.cue_queries(hidden[1:].to(model.device)).cpu() for hidden in states]
-
-
 def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Found:
-    queries = _queries_of(model, [ids for ids, _ in wordings])
+    queries = queries_of(model, [ids for ids, _ in wordings])
     own = [of_wording[asking] for of_wording, (_, asking) in zip(queries, wordings, strict=True)]
     candidates = torch.cat(own)  # (N, P)
     with in_own_precision(candidates):

@@ -12,12 +12,12 @@ import hashlib
 import importlib.util
 import io
 import json
-import os
 import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from memgraft.cache import cache_folder
 from memgraft.errors import GraftError
 from memgraft.models import load_pretrained, one_line_errors, quiet
 
@@ -25,11 +25,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _MAGIC = b"GGUF"
-
-
-def cache_root() -> Path:
-    """Where unpacked GGUF files are kept: `$XDG_CACHE_HOME/memgraft/gguf`, or under `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memgraft" / "gguf"
 
 
 def load_gguf(path: Path, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -53,7 +48,7 @@ def load_gguf(path: Path, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTok
     from filelock import FileLock
 
     try:
-        folder = cache_root() / _sha256(path) / f"{dtype}-transformers-{transformers.__version__}"
+        folder = cache_folder("gguf") / _sha256(path) / f"{dtype}-transformers-{transformers.__version__}"
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(f"{folder}.lock")
         lock.acquire()

@@ -22,7 +22,7 @@ from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 if TYPE_CHECKING:
     from memgraft.covariance import BackgroundReads
     from memgraft.data import ExampleSet
-    from memgraft.finding import World
+    from memgraft.world import World
 
 from memgraft.anchors import Opened
 from memgraft.answer_layer import AnswerLayer
@@ -87,7 +87,7 @@ class GraftedModel(nn.Module):
         self.usage: dict[str, Usage] = {name: Usage.empty() for name in config.tables}
         self.background: Background | None = None
         self.background_reads: dict[str, BackgroundReads] | None = None  # made when first needed, see `memgraft.covariance`
-        self.world: World | None = None  # made when first needed, see `memgraft.finding`
+        self.world: World | None = None  # made when first needed, see `memgraft.world`
         self.source: str = base.config.name_or_path or type(base).__name__
         self.history = History()
         self.answers = None if config.answer_layer is None else AnswerLayer(config.hidden_size)

@@ -30,6 +30,7 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total)
 DEFAULT_SLOTS = 2**16
 DEFAULT_BACKGROUND_TOKENS = 2**15
 DOCUMENT_TOKENS = 128
+BATCH = 16  # texts that are computed together
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
@@ -162,12 +163,12 @@ def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int]
     grafted.usage = {name: counter.result() for name, counter in counters.items()}
 
 
-def background_states(grafted: GraftedModel, layer: int, parts: Sequence[Sequence[int]], batch_size: int = 16) -> list[Tensor]:
+def background_states(grafted: GraftedModel, layer: int, parts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Hidden states (T, D) that enter block `layer` for each document, computed with the memory off, in the order given."""
     states: list[Tensor | None] = [None] * len(parts)
     order = sorted(range(len(parts)), key=lambda i: len(parts[i]))
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    for start in range(0, len(order), BATCH):
+        chosen = order[start : start + BATCH]
         width = max(len(parts[i]) for i in chosen)
         ids = torch.zeros(len(chosen), width, dtype=torch.int64)
         mask = torch.zeros(len(chosen), width, dtype=torch.bool)

@@ -10,9 +10,10 @@ import torch
 
 from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
-from memgraft.finding import FAINT, World, find_cues, world_of
+from memgraft.finding import FAINT, find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
+from memgraft.world import World, world_of
 from tests.models import tiny_model, tiny_tokenizer
 from tests.test_learning import FACTS, RECIPE, batches_of, grafted
 
@@ -90,9 +91,9 @@ def test_a_document_of_two_tokens_may_be_one_or_none_in_lower_case(nothing_left:
     model = graft(tiny_model(vocab_size=len(tokenizer)), tokenizer, slots=64, background=["No"] * 2, background_tokens=64)
     assert model.background is not None
     assert [len(part) for part in model.background.split(tokenizer)[0]] == [2, 2]
-    monkeypatch.setattr("memgraft.finding.common_questions", lambda _: [])
+    monkeypatch.setattr("memgraft.world.common_questions", lambda _: [])
     if nothing_left:
-        monkeypatch.setattr("memgraft.finding._lower_case", lambda *_: [])
+        monkeypatch.setattr("memgraft.world._lower_case", lambda *_: [])
     world = world_of(model)
     assert world.cased.shape == (2, model.config.query_dim)
     assert torch.equal(world.both, world.cased)

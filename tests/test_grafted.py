@@ -420,10 +420,11 @@ class TestGraft:
         torch.testing.assert_close(grafted.layer(0).query_mean, expected.mean(0))
         assert not torch.allclose(grafted.layer(0).query_mean, torch.cat(hidden).mean(0), atol=1e-4)
 
-    def test_background_states_are_the_bases_in_the_order_given_whatever_the_memory_holds(self) -> None:
+    def test_background_states_are_the_bases_in_the_order_given_whatever_the_memory_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("memgraft.grafting.BATCH", 4)
         grafted = fill(tiny_graft(layers=(0, 1)))
         parts = random_tokens(*range(20, 2, -1))
-        found = background_states(grafted, 1, parts, batch_size=4)
+        found = background_states(grafted, 1, parts)
         assert [len(states) for states in found] == list(range(20, 2, -1))
         for part, states in zip(parts, found, strict=True):
             with grafted.without_memory():

@@ -15,8 +15,8 @@ import torch
 from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
+from memgraft.cache import cache_folder
 from memgraft.errors import GraftError
-from memgraft.gguf_files import cache_root
 from memgraft.models import LoadedModel, demo_model_path, load_model
 
 
@@ -240,7 +240,7 @@ def test_digits_are_single_tokens_and_leave_the_white_space_before_them_whole(sm
 @pytest.mark.real
 def test_a_gguf_is_unpacked_once_and_loads_from_the_cache_with_the_same_weights(smol: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = str(smol.model.dtype).removeprefix("torch.")
-    assert list(cache_root().glob(f"*/{kept}-transformers-*/model.safetensors"))
+    assert list(cache_folder("gguf").glob(f"*/{kept}-transformers-*/model.safetensors"))
     monkeypatch.setattr("memgraft.gguf_files._unpack", lambda *_: pytest.fail("unpacked again"))
     again = load_model(demo_model_path())
     expected = smol.model.state_dict()
