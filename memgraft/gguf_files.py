@@ -17,6 +17,8 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
+
 from memgraft.cache import cache_folder
 from memgraft.errors import GraftError
 from memgraft.models import load_pretrained, one_line_errors, quiet
@@ -50,16 +52,18 @@ def load_gguf(path: Path, *, dtype: str) -> tuple[PreTrainedModel, PreTrainedTok
     try:
         folder = cache_folder("gguf") / _sha256(path) / f"{dtype}-transformers-{transformers.__version__}"
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{folder}.lock")
-        lock.acquire()
+        held = FileLock(f"{folder}.lock").acquire()
     except (OSError, RuntimeError):  # no home directory, or one that can't be written: unpack every time
         return _unpack(path, dtype)
-    with lock:
-        if not folder.is_dir():
-            unpacked = _unpack(path, dtype)
-            if not _keep(folder, *unpacked):
-                return unpacked
-    return load_pretrained(str(folder), dtype=dtype)
+    with held:
+        if folder.is_dir():
+            try:
+                return load_pretrained(str(folder), dtype=dtype)
+            except GraftError:  # damaged
+                shutil.rmtree(folder, ignore_errors=True)
+        unpacked = _unpack(path, dtype)
+        kept = _keep(folder, *unpacked)
+    return load_pretrained(str(folder), dtype=dtype) if kept else unpacked
 
 
 def _sha256(path: Path) -> str:
@@ -100,7 +104,7 @@ def _keep(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         partial.rename(folder)
-    except OSError:
+    except (OSError, SafetensorError):
         shutil.rmtree(partial, ignore_errors=True)
         return False
     return True

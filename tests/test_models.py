@@ -12,7 +12,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaModel, T5Config, T5ForConditionalGeneration
+from filelock import FileLock
+from safetensors import SafetensorError
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.utils import logging as transformers_logging
 
 from memgraft.cache import cache_folder
@@ -258,8 +269,9 @@ def test_a_cache_that_can_not_be_written_is_done_without(tiny_folder: Path, tmp_
     assert load_model(path).model is unpacked.model
 
 
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device")], ids=type)
 def test_a_disk_that_fills_up_while_caching_leaves_nothing_behind(
-    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    error: Exception, tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     unpacked = load_model(tiny_folder)
@@ -268,13 +280,39 @@ def test_a_disk_that_fills_up_while_caching_leaves_nothing_behind(
     def fill_up(folder: Path) -> None:
         folder.mkdir()
         (folder / "half").write_text("half")
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(unpacked.tokenizer, "save_pretrained", fill_up)
     path = tmp_path / "model.gguf"
     path.write_bytes(b"GGUF")
     assert load_model(path).model is unpacked.model
     assert [name for _, folders, _ in os.walk(tmp_path / "cache") for name in folders if "transformers" in name] == []
+
+
+def test_a_damaged_cache_is_unpacked_again(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    calls: list[object] = []
+
+    def unpack(*arguments: object) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        calls.append(arguments)
+        unpacked = load_model(tiny_folder)
+        return unpacked.model, unpacked.tokenizer
+
+    monkeypatch.setattr("memgraft.gguf_files._unpack", unpack)
+    path = tmp_path / "model.gguf"
+    path.write_bytes(b"GGUF")
+    expected = load_model(path).model.state_dict()
+    load_model(path)
+    assert len(calls) == 1
+    (weights,) = cache_folder("gguf").glob("*/*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    for _ in range(2):
+        again = load_model(path).model.state_dict()
+        assert all(torch.equal(tensor, expected[name]) for name, tensor in again.items())
+    assert len(calls) == 2, "the damaged cache was not replaced"
+    folder = weights.parent
+    with FileLock(f"{folder}.lock", timeout=0):  # free again
+        pass
 
 
 @pytest.mark.parametrize(
