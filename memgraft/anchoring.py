@@ -16,7 +16,7 @@ from memgraft.answer_layer import NO_KIND, AnswerLayer, Asked, calibrate, expect
 from memgraft.effect import ANSWERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
-from memgraft.probes.language_model import context_length
+from memgraft.probes.language_model import longest_sequence
 from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked, up_to_answers
 
 FEWEST = 20  # common questions that the model's context must hold: fewer don't show in what questions differ
@@ -81,13 +81,13 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
 
     assert model.answers is not None
     assert model.config.answer_layer is not None
-    longest = context_length(model.base) or 2**20
-    batches = list(common_questions_asked(model.tokenizer, longest))
-    if len(batches) < FEWEST:
+    longest = longest_sequence(model.base)
+    asked = list(common_questions_asked(model.tokenizer, longest))
+    if len(asked) < FEWEST:
         raise GraftError(
             "answer_layer: the model's context is too short for questions with their answers; graft without (answer_layer None)"
         )
-    sequences = [ids[mask].tolist() for _, _, batch, *_ in batches for ids, mask in zip(batch.input_ids, batch.attention_mask, strict=True)]
+    sequences = [ids[mask].tolist() for each in asked for ids, mask in zip(each.forms.input_ids, each.forms.attention_mask, strict=True)]
     states = iter(background_states(model, model.config.answer_layer, sequences))
     begins: list[Token] = []
     goes_on: list[Token] = []
@@ -95,19 +95,20 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
     within: list[Tensor] = []
     elsewhere: list[Token] = []
     generator = torch.Generator().manual_seed(seed)
-    for number, taught, batch, *_ in batches:
-        for row, so_far in answer_tokens(batch.input_ids, batch.targets):
-            hidden, plain = next(states).float(), row >= taught
+    for each in asked:
+        ids = each.forms.input_ids
+        for row, so_far in answer_tokens(ids, each.forms.targets):
+            hidden, plain = next(states).float(), row >= each.taught
             within.append(hidden[1:])
             others = torch.tensor([place for place in range(1, len(hidden)) if place not in so_far])
             chosen = others[torch.randperm(len(others), generator=generator)[:ELSEWHERE]]
-            elsewhere += [Token(state, number, plain) for state in hidden[chosen]]
+            elsewhere += [Token(state, each.number, plain) for state in hidden[chosen]]
             for place, tokens in so_far.items():
                 if tokens:
-                    group = groups.setdefault((number, *tokens, int(batch.input_ids[row, place + 1])), len(groups))
+                    group = groups.setdefault((each.number, *tokens, int(ids[row, place + 1])), len(groups))
                     goes_on.append(Token(hidden[place], group, plain))
                 else:
-                    begins.append(Token(hidden[place], number, plain))
+                    begins.append(Token(hidden[place], each.number, plain))
     width = within[0].shape[1]
     unknown = _unknown_begins(model, longest)
     calibrate(model.answers, _stacked([*begins, *unknown], width), _stacked(goes_on, width), torch.cat(within), seed=seed)

@@ -19,7 +19,7 @@ from torch import Tensor
 from memgraft.answer_layer import FAINTEST, Asked, discriminants, folds
 from memgraft.blocks import hidden_states_before_each
 from memgraft.grafted import GraftedModel
-from memgraft.probes.language_model import batches_by_length, context_length, evaluating, padded, padding_id
+from memgraft.probes.language_model import batches_by_length, evaluating, longest_sequence, padded, padding_id
 from memgraft.questions import unknown_questions_asked, up_to_answers
 
 Progress = Callable[[int, int], None]  # (done, total)
@@ -33,7 +33,7 @@ BATCH = 16
 
 
 def default_answer_layer(depth: int, layers: Sequence[int]) -> int | None:
-    """At three quarters of the depth, as block 22 of 30; None where no block is behind the memory."""
+    """At three quarters of the depth, as block 22 of 30; None where a memory layer lies there or behind it."""
     layer = round(depth * USUAL)
     return layer if max(layers) < layer < depth else None
 
@@ -48,14 +48,16 @@ def choose_answer_layer(grafted: GraftedModel, on_progress: Progress | None = No
 
 
 def confusions(grafted: GraftedModel, on_progress: Progress | None = None) -> dict[int, float]:
-    """How often questions are confused in front of each of the blocks that are compared; nothing where none fits the model's context.
+    """How often questions are confused in front of each of the blocks that are compared.
+
+    Nothing where there is only one of these, or no question fits the model's context.
 
     Args:
         on_progress: called with (done, total) wordings of questions.
     """
     assert grafted.config.answer_layer is not None
     candidates = depths(len(grafted.blocks), grafted.config.answer_layer, grafted.config.layers)
-    asked = list(unknown_questions_asked(grafted.tokenizer, context_length(grafted.base) or 2**20, NAMES))
+    asked = list(unknown_questions_asked(grafted.tokenizer, longest_sequence(grafted.base), NAMES))
     if len(candidates) == 1 or not asked:
         return {}
     forms = [(each, row) for each in asked for row in range(len(each.forms.input_ids))]

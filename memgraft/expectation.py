@@ -3,7 +3,7 @@
 The directions in which keys are compared (`memgraft.answer_layer`) tell one question from another. That prose is no question at all they
 don't see: a subject that is a common word opens its fact in many texts, and there one token in a hundred looked like the fact's question.
 So the states at which the answers to common questions begin and those of other tokens of the same texts have a Gaussian each (quadratic
-discriminant analysis), with its variance of its own in the directions in which it varies most and one for all others (as in
+discriminant analysis), with a variance of its own in each of the directions in which it varies most and one for all others (as in
 probabilistic principal component analysis, Tipping & Bishop 1999, §3.2), and what is more likely under the second by a
 measured margin reads no anchor where answers begin.
 

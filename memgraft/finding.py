@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from memgraft.cues import Cues
+from memgraft.cues import AT_ONCE, Cues
 from memgraft.precision import in_own_precision
 from memgraft.world import queries_of, world_of
 
@@ -86,7 +86,8 @@ def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], 
     candidates = torch.cat(own)  # (N, P)
     with in_own_precision(candidates):
         nearest = torch.stack([(candidates @ of_wording.T).amax(1) for of_wording in own], 1)  # (N, W)
-        elsewhere = (candidates @ world.T).amax(1)
+        parts = world.split(max(1, AT_ONCE // len(candidates)))
+        elsewhere = torch.stack([(candidates @ part.T).amax(1) for part in parts]).amax(0)
     recurring = nearest.sort(1).values[:, len(own) // MISSES]
     margin = recurring - elsewhere
     best = int(margin.argmax())

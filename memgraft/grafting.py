@@ -22,7 +22,7 @@ from memgraft.effect import LAYERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
-from memgraft.probes.language_model import context_length, evaluating
+from memgraft.probes.language_model import context_length, evaluating, longest_sequence
 from memgraft.usage import UsageCounter
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -89,7 +89,7 @@ def graft(
     check_causal(model, blocks)
     check_remembers(model, blocks)
     config = _memory_config(hidden_size(model), default_layers(len(blocks)) if layers is None else layers, slots, memory)
-    if "answer_layer" not in memory and enough_questions(tokenizer, context_length(model) or 2**20):
+    if "answer_layer" not in memory and enough_questions(tokenizer, longest_sequence(model)):
         config = config.model_copy(update={"answer_layer": default_answer_layer(len(blocks), config.layers)})
     grafted = GraftedModel(model, tokenizer, config)
     grafted.source = name or grafted.source
@@ -109,7 +109,7 @@ def graft(
 def _calibrate(
     grafted: GraftedModel, background: str | Path | Sequence[str] | None, background_tokens: int, seed: int, on_progress: Progress | None
 ) -> None:
-    """Background and usage."""
+    """Background, calibrated memory layers, usage."""
     model, tokenizer = grafted.base, grafted.tokenizer
 
     def progress(stage: str) -> Callable[[int], None]:
@@ -163,12 +163,16 @@ def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int]
     grafted.usage = {name: counter.result() for name, counter in counters.items()}
 
 
+def batches_of(parts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Which documents are computed together: those of about one length."""
+    order = sorted(range(len(parts)), key=lambda index: len(parts[index]))
+    return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
+
+
 def background_states(grafted: GraftedModel, layer: int, parts: Sequence[Sequence[int]]) -> list[Tensor]:
     """Hidden states (T, D) that enter block `layer` for each document, computed with the memory off, in the order given."""
     states: list[Tensor | None] = [None] * len(parts)
-    order = sorted(range(len(parts)), key=lambda i: len(parts[i]))
-    for start in range(0, len(order), BATCH):
-        chosen = order[start : start + BATCH]
+    for chosen in batches_of(parts):
         width = max(len(parts[i]) for i in chosen)
         ids = torch.zeros(len(chosen), width, dtype=torch.int64)
         mask = torch.zeros(len(chosen), width, dtype=torch.bool)

@@ -24,7 +24,7 @@ from memgraft.finding import MOST_WORDINGS
 from memgraft.gate import Gate
 from memgraft.grafted import GraftedModel
 from memgraft.probes import measure
-from memgraft.probes.language_model import context_length
+from memgraft.probes.language_model import longest_sequence
 from memgraft.probes.scores import Scores
 from memgraft.store.manifest import check_message
 from memgraft.superseding import facts_taught
@@ -201,7 +201,7 @@ def learn(
             f"{examples.path}: the data to be kept is not what was read to be taught; "
             f"save it in a file first where it comes from a pipe, which can be read only once"
         )
-    batches = prepare(examples.examples, model.tokenizer, recipe, max_length=context_length(model.base) or 2**20, path=examples.path)
+    batches = prepare(examples.examples, model.tokenizer, recipe, max_length=longest_sequence(model.base), path=examples.path)
     if not again:
         check_supersedes(examples.examples, path=examples.path)
     if not again and recipe.scope != "everywhere":

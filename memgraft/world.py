@@ -2,7 +2,7 @@
 
 What recurs in the wordings of a fact is a cue where the world has nothing like it (`memgraft.finding`). The world is the same for every
 lesson of a model, and to compute it takes ten times as long as to teach a fact: some 80,000 tokens through a third of the blocks.
-So it is kept under the user's cache directory. One batch of it is computed again when it is read, and must come out with the same bits.
+So it is kept under the user's cache directory. Some of it is computed again when it is read, and must come out with the same bits.
 
 Shape suffixes: S tokens, P query width.
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,15 +27,15 @@ from memgraft.canonical import canonical_json
 from memgraft.covariance import common_questions
 from memgraft.errors import GraftError
 from memgraft.fingerprint import BaseFingerprint
-from memgraft.grafting import BATCH, background_states
+from memgraft.grafting import background_states, batches_of
 from memgraft.probes.language_model import context_length
 from memgraft.store.files import sha256
 
 if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
 
-WORTH = 5.0  # seconds of computing from which a world is kept,
-MOST = 4  # and how many are: 80 MB each
+WORTH = 5.0  # seconds of computing from which a world is kept
+MOST_BYTES = 400 << 20  # of all that are kept: five with the default background
 
 Texts = list[list[int]]  # token ids
 
@@ -80,8 +79,8 @@ def queries_of(model: GraftedModel, texts: Sequence[Sequence[int]]) -> list[Tens
 
 def _computed(path: Path | None, model: GraftedModel, cased: Texts, low: Texts) -> World:
     start = time.perf_counter()
-    found = torch.cat(queries_of(model, cased))
-    world = World(found, torch.cat([found, *queries_of(model, low)]))
+    both = torch.cat([*queries_of(model, cased), *queries_of(model, low)])
+    world = World(both[: _tokens(cased)], both)
     if path is not None and time.perf_counter() - start >= WORTH:
         _keep(path, world)
     return world
@@ -94,7 +93,7 @@ def _path_of(model: GraftedModel, cased: Texts, low: Texts) -> Path | None:
     try:
         content = {
             "base": BaseFingerprint.of(model.base).model_dump(mode="json"),
-            "dtype": str(model.base.dtype),
+            "arithmetic": [str(model.base.dtype), model.device.type, torch.get_num_threads()],  # decide how sums are rounded
             "memory": model.config.model_dump(mode="json", include={"layers", "heads", "key_dim", "qk_norm"}),
             "calibration": [sha256(tensor.cpu().numpy().tobytes()) for tensor in fitted],
             "texts": sha256(canonical_json([cased, low])),
@@ -109,32 +108,60 @@ def _kept(path: Path | None, model: GraftedModel, cased: Texts, low: Texts) -> W
     try:
         if path is None or not path.is_file():
             return None
-        kept = load_file(path)
-    except (OSError, SafetensorError):
+        both = load_file(path)["both"]
+    except (OSError, SafetensorError, KeyError):
         return None
-    expected = {name: (sum(len(ids) - 1 for ids in texts), model.config.query_dim) for name, texts in (("cased", cased), ("low", low))}
-    if {name: tuple(tensor.shape) for name, tensor in kept.items()} != expected:
+    tokens, width = _tokens(cased), model.config.query_dim
+    if both.dtype != torch.float32 or both.shape != (tokens + _tokens(low), width):
         return None
-    # In the middle of all by length, as `background_states` puts them together.
-    order = sorted(range(len(cased)), key=lambda index: len(cased[index]))
-    again = order[len(order) // 2 // BATCH * BATCH :][:BATCH]
-    of_texts = kept["cased"].split([len(ids) - 1 for ids in cased])
-    if any(not torch.equal(of_texts[index], new) for index, new in zip(again, queries_of(model, [cased[i] for i in again]), strict=True)):
+    if not (_comes_out_alike(both[:tokens], model, cased) and _comes_out_alike(both[tokens:], model, low)):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # it was of use
-    return World(kept["cased"], torch.cat([kept["cased"], kept["low"]]))
+    return World(both[:tokens], both)
+
+
+def _tokens(texts: Texts) -> int:
+    return sum(len(ids) - 1 for ids in texts)
+
+
+def _comes_out_alike(queries: Tensor, model: GraftedModel, texts: Texts) -> bool:
+    """Whether a batch of these texts, of middle length, has the same queries when it is computed again."""
+    batches = batches_of(texts)
+    if not batches:
+        return True
+    again = batches[len(batches) // 2]
+    of_texts = queries.split([len(ids) - 1 for ids in texts])
+    return all(torch.equal(of_texts[i], new) for i, new in zip(again, queries_of(model, [texts[i] for i in again]), strict=True))
 
 
 def _keep(path: Path, world: World) -> None:
     """Put a world in its place, whole or not at all, and remove those that were of no use for longest."""
-    low = world.both[len(world.cased) :].contiguous()
-    with contextlib.suppress(OSError, SafetensorError):  # no room, or none that may be written: computed again next time
+    size = world.both.nbytes
+    if size > MOST_BYTES:
+        return
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        if shutil.disk_usage(path.parent).free < 3 * world.both.nbytes:
-            return
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            save_file({"cased": world.cased, "low": low}, Path(folder, path.name))
-            os.replace(Path(folder, path.name), path)
-        for old in sorted(path.parent.glob("*.safetensors"), key=lambda each: each.stat().st_mtime)[:-MOST]:
-            old.unlink()
+        _remove_oldest(path.parent, MOST_BYTES - size)
+        if shutil.disk_usage(path.parent).free > 3 * size:
+            save_file({"both": world.both}, partial)
+            os.replace(partial, path)
+    except (OSError, SafetensorError):  # no room, or none that may be written: computed again next time
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _remove_oldest(folder: Path, limit: int) -> None:
+    """Until what is left has at most so many bytes; what a process left that was killed is as old as any."""
+    found = []
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process was faster
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total > limit:
+            with contextlib.suppress(OSError):
+                path.unlink()
+                total -= size

@@ -22,6 +22,9 @@ def grafted(**settings: Any) -> GraftedModel:
     return test_learning.grafted(answer_layer=None, **settings)
 
 
+DAMAGES = ("cut", "nothing", "other numbers", "other numbers in lower case", "other shape", "other name", "a folder")
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where worlds are kept, in this test those of the smallest model too."""
@@ -77,22 +80,27 @@ def test_other_weights_that_the_fingerprint_does_not_see_are_noticed(folder: Pat
     assert not computed_again(model, monkeypatch), "what is right now did not take the place of what was wrong"
 
 
-@pytest.mark.parametrize("damage", ["cut", "nothing", "other numbers", "other shape", "a folder"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_is_damaged_is_computed_again(damage: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = grafted()
     expected = world_of(model)
     (path,) = folder.iterdir()
-    content = path.read_bytes()
+    content, both, tokens = path.read_bytes(), expected.both.clone(), len(expected.cased)
     match damage:
         case "cut":
             path.write_bytes(content[: len(content) // 2])
         case "nothing":
             path.write_bytes(b"")
         case "other numbers":
-            start = 8 + int.from_bytes(content[:8], "little")
-            path.write_bytes(content[:start] + bytes(len(content) - start))
+            both[:tokens] *= -1
+            worlds.save_file({"both": both}, path)
+        case "other numbers in lower case":
+            both[tokens:] *= -1
+            worlds.save_file({"both": both}, path)
         case "other shape":
-            worlds.save_file({"cased": expected.cased, "low": expected.cased[:1].clone()}, path)
+            worlds.save_file({"both": both[1:]}, path)
+        case "other name":
+            worlds.save_file({"world": both}, path)
         case _:
             path.unlink()
             path.mkdir()
@@ -101,18 +109,36 @@ def test_what_is_damaged_is_computed_again(damage: str, folder: Path, monkeypatc
     assert all(map(torch.equal, expected, model.world))
 
 
-def test_the_last_few_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worlds, "MOST", 2)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_another_number_of_threads_has_a_world_of_its_own(threads: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = grafted()
+    world_of(model)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert computed_again(model, monkeypatch) == (threads != before)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_those_that_were_of_use_last_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = [grafted(seed=seed) for seed in range(3)]
     for age, model in enumerate(models[:2]):
         world_of(model)
         for path in folder.iterdir():
             os.utime(path, (age, age))
+    (folder / "of a process that was killed.partial").write_bytes(bytes(1024))
+    os.utime(folder / "of a process that was killed.partial", (0, 0))
+    monkeypatch.setattr(worlds, "MOST_BYTES", int(2.5 * next(folder.glob("*.safetensors")).stat().st_size))
     assert not computed_again(models[0], monkeypatch)  # of use again, and so the newer one
     world_of(models[2])
     assert len(list(folder.iterdir())) == 2
     assert not computed_again(models[0], monkeypatch)
     assert computed_again(models[1], monkeypatch)
+    monkeypatch.setattr(worlds, "MOST_BYTES", 1000)
+    for model in models:
+        computed_again(model, monkeypatch)
+    assert len(list(folder.iterdir())) == 2, "what is too large to be kept took others with it"
 
 
 def test_what_is_quickly_computed_is_not_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,7 +30,7 @@ from memgraft.fingerprint import BaseFingerprint
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import DEFAULT_BACKGROUND_TOKENS, DOCUMENT_TOKENS, graft
 from memgraft.learning import prepare
-from memgraft.probes.language_model import context_length
+from memgraft.probes.language_model import longest_sequence
 from memgraft.teaching import Lesson as TaughtLesson
 from memgraft.teaching import Recipe, teach
 from memgraft.usage import merge_taught
@@ -141,7 +141,7 @@ class Workshop:
             spread: passes in which all of a fact's wordings are taught, the fewest that a method has; None: `passes`.
         """
         recipe = Recipe(passes=passes, wordings=wordings, seed=seed, lower_case=0)
-        return prepare(facts, self.tokenizer, recipe, max_length=context_length(self.base) or 2**20, spread=spread)
+        return prepare(facts, self.tokenizer, recipe, max_length=longest_sequence(self.base), spread=spread)
 
     def background(self, name: str = SELF_WRITTEN) -> list[str]:
         """The texts of a background. Raises MemgraftError for a name that is not known."""

@@ -47,6 +47,11 @@ def context_length(model: PreTrainedModel) -> int | None:
     return length if isinstance(length, int) and length > 0 else None
 
 
+def longest_sequence(model: PreTrainedModel) -> int:
+    """The same, and more than anyone writes where the configuration states none."""
+    return context_length(model) or 2**20
+
+
 def check_context(model: PreTrainedModel, lengths: Sequence[int], what: str, new_tokens: int = 0) -> None:
     """Refuse sequences that, with the tokens still to come, exceed the model's context. Raises DataError."""
     limit = context_length(model)
