@@ -46,6 +46,12 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False)
 
 
+def test_the_package_can_be_run_as_a_module() -> None:
+    ended = subprocess.run([sys.executable, "-m", "memgraft", "--version"], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith("memgraft ")
+
+
 @pytest.mark.parametrize(
     "command", [("--help",), ("learn", "--help"), ("--version",), ("log", "STORE"), ("log", "STORE", "--json"), ("lgo",)]
 )
