@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results.others import architectures, behind_cues, core_sets, cue_rates, depths, first, gpu
+from benchmarks.results.others import architectures, behind_cues, core_sets, cue_rates, depths, first, generation, gpu
 from benchmarks.results.recipe import recipe
 from benchmarks.results.studies import rows_a_fact, study
 from benchmarks.study import Sizes
@@ -58,6 +58,7 @@ def results(folder: Path) -> str:
     parts.append(cue_rates(folder / "cues" / "summary.json"))
     parts += depths(folder / "depths")
     parts.append(core_sets(folder / "core-sets" / "runs.jsonl"))
+    parts.append(generation(folder / "generation" / "summary.json"))
     page = "\n\n".join(parts) + "\n"
     for title, note in notes.items():
         page = _noted(page, title, note)

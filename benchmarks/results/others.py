@@ -131,10 +131,10 @@ def depths(folder: Path) -> Iterator[str]:
         yield "Not run yet."
         return
     yield (
-        "Nothing is taught: facts of the tuning split, in 16 wordings, show where their anchors are. *Confused* is what `graft` measures "
-        "on questions about made-up subjects. Of the rest, in each frame: how many of the facts' own questions, and of two on other "
-        "relations about each subject, come near enough to the fact's anchor and have an answer expected behind them, own / others; "
-        "*area* is that under the ROC curve of how near they come, a mean over the frames. In bold the depth that `graft` takes."
+        "Nothing is taught: facts of the tuning split, in several wordings, show where their anchors are. *Confused* is what `graft` "
+        "measures on questions about made-up subjects. Of the rest, in each frame: how many of the facts' own questions, and of some on "
+        "other relations about each subject, come near enough to the fact's anchor and have an answer expected behind them, own / "
+        "others; *area* is that under the ROC curve of how near they come, a mean over the frames. In bold the depth that `graft` takes."
     )
     for path in paths:
         summary = json.loads(path.read_text(encoding="utf-8"))
@@ -145,7 +145,8 @@ def depths(folder: Path) -> Iterator[str]:
             cells += [f"{each['frames'][frame]['own']:.2f} / {each['frames'][frame]['others']:.2f}" for frame in frames]
             cells.append(f"{each['area']:.3f}")
             rows.append([f"**{cell}**" for cell in cells] if each["chosen"] else cells)
-        yield f"### {plain(summary['model'])}: {summary['facts']} facts, {summary['blocks']} blocks"
+        size = f"{summary['facts']} facts in {summary['wordings']} wordings, {summary['others']} other questions each"
+        yield f"### {plain(summary['model'])}, {summary['dtype']}\n\n{size}; the model has {summary['blocks']} blocks."
         yield table(["in front of block", "confused", *frames, "area"], rows)
 
 
@@ -166,3 +167,23 @@ def core_sets(path: Path) -> str:
         "answers lies outside.\n\n"
     )
     return title + about + table(["core rows kept", "F1"], rows)
+
+
+def generation(path: Path) -> str:
+    title = f"## Speed of generation\n\n`python -m benchmarks.generation STORE…` → `{path.as_posix()}`\n\n"
+    if not path.exists():
+        return title + "Not run yet."
+    about = (
+        "CPU seconds with a store's memory beside the model, and without it, in turns, one thread: answers of 32 tokens, one by one, to "
+        "eight prompts about something else (*closed*), and to some that name the subjects of its facts (*open*), of which so many "
+        "opened a lesson; one pass over a long text.\n\n"
+    )
+    columns = ["model", "lessons", "facts", "", "opened", "seconds", "of the base", "ratio"]
+    rows = []
+    for store in json.loads(path.read_text(encoding="utf-8"))["stores"]:
+        for name in ("closed", "open", "long text"):
+            if each := store.get(name):
+                opened = f"{each['opened']} of {each['prompts']}" if "opened" in each else ""
+                times = [f"{each['seconds']:.2f}", f"{each['base seconds']:.2f}", f"{each['ratio']:.2f}"]
+                rows.append([plain(store["model"]), f"{store['lessons']:,}", f"{store['facts']:,}", name, opened, *times])
+    return title + about + table(columns, rows)
