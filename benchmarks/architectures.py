@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.materials import Choice
 from benchmarks.measurement import SHOTS
 from benchmarks.packaged import PACKAGED, unpacked
-from benchmarks.pareto import parser_of, study_of
+from benchmarks.pareto import output_of, parser_of, study_of
 from benchmarks.pretraining import ARCHITECTURES, known_rows, pretrained
 from benchmarks.study import Study, Task
 from benchmarks.writing import write_json
@@ -36,7 +36,6 @@ CALIBRATED = ("begins_share", "alike", "amid_least", "goes_on_least")  # see `me
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing. Exit status 1 with one line where something can't be used."""
     parser = parser_of("python -m benchmarks.architectures", "The default recipe on models of other architectures.")
-    parser.set_defaults(output=Path("results", "architectures"))
     names = sorted([*PACKAGED, *ARCHITECTURES])
     parser.add_argument("--architectures", nargs="+", choices=names, default=names, help="default: all")
     parser.add_argument("--facts", type=int, default=50, help="taught, and as many controls (default: %(default)s)")
@@ -44,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.smoke:
         options.facts, options.steps = 4, 2
-    output: Path = options.output
+    output = output_of(options, "architectures")
     path = output / "summary.json"
     summaries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     try:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from benchmarks.materials import Choice
 from benchmarks.measurement import SHOTS, question_probe
-from benchmarks.pareto import parser_of, study_of
+from benchmarks.pareto import output_of, parser_of, study_of
 from benchmarks.study import Study
 from memgraft.commits import Rows
 from memgraft.comparison.grid import papers
@@ -129,10 +129,10 @@ def drawing(figures: Sequence[tuple[str, TokenReads, Tensor]]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Analyse the facts that are not in runs.jsonl yet. Exit status 1 with one line where something can't be used."""
     parser = parser_of("python -m benchmarks.core_sets", "Which slots a fact needs.")
-    parser.set_defaults(output=Path("results", "core-sets"))
     parser.add_argument("--drawing", type=Path, default=Path("out", "core-sets.html"), help="page of tokens (default: %(default)s)")
     parser.add_argument("--facts", type=int, default=10, help="of the tuning split (default: %(default)s)")
     options = parser.parse_args(argv)
+    options.output = output_of(options, "core-sets")
     try:
         analyse_facts(study_of(options), options.facts, options.drawing)
     except MemgraftError as error:

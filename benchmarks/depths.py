@@ -1,6 +1,6 @@
 """At which depth a fact's own question is told from others about its subject.
 
-    python -m benchmarks.depths --data FOLDER                                        # results/depths/MODEL.json
+    python -m benchmarks.depths --data FOLDER                                        # results/depths/MODEL-DTYPE.json
     python -m benchmarks.depths --data FOLDER --model gemma3 --dtype float32
 
 Nothing is taught: at each of the depths that `memgraft.depth` compares an answer layer is fitted and the anchors of facts are found, from
@@ -36,7 +36,7 @@ from memgraft.comparison.runs import environment
 from memgraft.comparison.workshop import Workshop
 from memgraft.depth import confusions
 from memgraft.entering import FrozenPrefix, all_entered
-from memgraft.errors import DataError, MemgraftError
+from memgraft.errors import DataError, GraftError, MemgraftError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import background_states
@@ -88,6 +88,8 @@ def measure(workshop: Workshop, data: Path, count: int) -> Iterator[dict[str, An
     facts = [Fact(line=1 + number, **row) for number, row in enumerate(taught_rows(rows, chosen))]
     batches = workshop.prepare(facts, passes=PASSES, wordings=WORDINGS, seed=0)
     grafted = workshop.grafted(memory())
+    if grafted.config.answer_layer is None:
+        raise GraftError("the model has no answer layer: its context is too short for questions with their answers")
     own = [(number, str(rows[index]["question"])) for number, index in enumerate(chosen.taught)]
     others = []
     for number, index in enumerate(chosen.taught):
@@ -135,16 +137,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    name = Path(loaded.source).stem
+    name, dtype = Path(loaded.source).name, str(loaded.model.dtype).removeprefix("torch.")
     summary = {
-        "model": Path(loaded.source).name,
+        "model": name,
+        "dtype": dtype,
         "blocks": loaded.model.config.get_text_config().num_hidden_layers,
         "facts": options.facts,
+        "wordings": PASSES * WORDINGS,
+        "others": OTHERS,
         "background_tokens": options.background_tokens,
         "depths": found,
         "environment": environment(loaded.model.device),
     }
-    write_json(options.output / f"{name}.json", summary)
+    write_json(options.output / f"{name.removesuffix('.gguf')}-{dtype}.json", summary)
     return 0
 
 

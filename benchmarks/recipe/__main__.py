@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pareto import parser_of, study_of
+from benchmarks.pareto import output_of, parser_of, study_of
 from benchmarks.recipe import pooling
 from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.corrections import corrections
@@ -35,7 +35,6 @@ COMPARED = ("label", "seeds", *SCORES, "rows_per_fact", "bytes", "seconds")
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what is missing. Exit status 1 with one line where something can't be used."""
     parser = parser_of("python -m benchmarks.recipe", "What the default recipe learns, keeps and leaves alone.")
-    parser.set_defaults(output=Path("results", "recipe"))
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="only these (default: all)")
     parser.add_argument("--facts", type=int, help="of the one lesson (default: 200)")
     parser.add_argument("--changed", type=int, help="facts that get another answer, of each kind (default: 100)")
@@ -44,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seeds", type=int, default=1, help="how often each part is run (default: %(default)s)")
     options = parser.parse_args(argv)
+    options.output = output_of(options, "recipe")
     for name, usual, small in (("facts", 200, 4), ("changed", 100, 2), ("stream_facts", 1000, 3)):
         if getattr(options, name) is None:
             setattr(options, name, small if options.smoke else usual)

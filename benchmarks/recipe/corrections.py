@@ -43,9 +43,11 @@ def corrections(bench: Bench, facts: int, changed: int, seed: int) -> dict[str, 
         bench.learn(grafted, facts_of(new_known, supersede=False), f"{changed} known facts, changed", seed)
     old = {"taught": [bench.question(number) for number in taught], "known": [bench.question(number) for number in known]}
     new = {"taught": new_taught, "known": new_known}
+    unchanged = [bench.question(number) for number in material.selection.taught[changed:]]
+    answered = [QuestionRow(question=row["question"], answers=tuple(row["answers"])) for row in (*new_taught, *new_known)]
     return {
         **{name: newest(bench, grafted, new[name], old[name]) for name in new},
-        "near_misses": near_misses(bench, grafted, material, but={subject_of(row) for row in new_known}),
+        "near_misses": near_misses(bench, grafted, material, [*unchanged, *answered], but={subject_of(row) for row in new_known}),
     }
 
 

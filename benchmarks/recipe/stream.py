@@ -48,9 +48,8 @@ def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
         raise DataError(f"{path}: after {len(taught)} lessons what was to be asked after {missed[0]} can't be: take another --cache")
     for place, (number, row) in enumerate(zip(chosen, rows, strict=True), 1):
         fact = Fact(line=place, **row)
-        if fact.name not in taught or str(number) not in visits:
-            if fact.name not in taught:
-                learn(grafted, example_set([fact]), message=fact.name, recipe=Recipe(seed=seed), test=False)
+        if fact.name not in taught:
+            learn(grafted, example_set([fact]), message=fact.name, recipe=Recipe(seed=seed), test=False)
             visit = visited(bench, grafted, number)
             append_run(path, visit)
             visits[visit["id"]] = visit

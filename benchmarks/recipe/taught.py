@@ -44,7 +44,7 @@ def taught(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
         "rows_per_fact": changed / facts,
         "seconds_per_fact": commit.record["seconds"] / facts,
         "frames": frames(bench, grafted, material),
-        "near_misses": near_misses(bench, grafted, material),
+        "near_misses": near_misses(bench, grafted, material, [bench.question(number) for number in material.selection.taught]),
         "same_subject": same_subject(bench, grafted, material),
         "instructions": instructions(grafted) if grafted.tokenizer.chat_template else {},
     }
@@ -102,10 +102,15 @@ def holds(answer: str, row: QuestionRow) -> bool:
     return any(f" {normalise(right)} " in words for right in row.answers if normalise(right))
 
 
-def near_misses(bench: Bench, grafted: GraftedModel, material: Material, but: Set[str] = frozenset()) -> dict[str, Any]:
+def near_misses(
+    bench: Bench, grafted: GraftedModel, material: Material, taught: Sequence[QuestionRow], but: Set[str] = frozenset()
+) -> dict[str, Any]:
     """Questions of the taught relations about subjects that were not taught, `but` for some, in either split.
 
     Each in the data set's wording, and in some of those in which the taught facts were taught.
+
+    Args:
+        taught: facts whose answers a moved answer is compared with.
     """
     rows = bench.study.rows
     subjects = {subject_of(rows[number]) for number in material.selection.taught} | but
@@ -119,7 +124,7 @@ def near_misses(bench: Bench, grafted: GraftedModel, material: Material, but: Se
         found[f"row {number}"] = question
         for which, wording in enumerate(relations()[row["relation"]].questions[:WORDINGS], 1):
             found[f"row {number}, wording {which}"] = question.model_copy(update={"question": wording.replace("{s}", subject)})
-    return unmoved(bench, grafted, found, [bench.question(number) for number in material.selection.taught])
+    return unmoved(bench, grafted, found, taught)
 
 
 def same_subject(bench: Bench, grafted: GraftedModel, material: Material) -> dict[str, Any]:
@@ -170,5 +175,11 @@ def instructions(grafted: GraftedModel) -> dict[str, Any]:
     now = answers()
     with grafted.without_memory():
         before = answers()
-        nll = [fmean(answer_nll(grafted.base, grafted.tokenizer, prompts, each)) for each in (before, now)]
+        nll = [_nll(grafted, prompts, each) for each in (before, now)]
     return {**stays(before, now), "base_nll": round(nll[0], 4), "taught_nll": round(nll[1], 4)}
+
+
+def _nll(grafted: GraftedModel, prompts: Sequence[str], answers: Sequence[str]) -> float:
+    """Mean NLL of the answers that are not empty."""
+    given = [(prompt, answer) for prompt, answer in zip(prompts, answers, strict=True) if answer.strip()]
+    return fmean(answer_nll(grafted.base, grafted.tokenizer, *map(list, zip(*given, strict=True)))) if given else 0.0

@@ -8,8 +8,8 @@ from typing import Any
 from benchmarks.recipe import pooling
 from memgraft.report.markdown import plain, table
 
-BESIDE = {"near misses, as before": "near_miss_f1", "taught answer unasked": "leaked_f1"}
-MEASURES = {"qa_f1": "F1 drop, relative", "answer_nll": "answer NLL", "text_nll": "text NLL"}
+BESIDE = {"near misses": "near_miss_f1", "leaks": "leaked_f1"}
+MEASURES = {"qa_f1": "F1 drop", "answer_nll": "answer NLL", "text_nll": "text NLL"}
 
 
 def span(value: Mapping[str, Any] | None) -> str:
@@ -34,7 +34,7 @@ def settings_table(settings: list[Mapping[str, Any]], with_seeds: bool = False) 
     measures = [name for name in MEASURES if name in settings[0]["forgotten"]]
     seeds = ["seeds"] if with_seeds else []
     beside = {name: field for name, field in BESIDE.items() if any(field in each for each in settings)}
-    learned, costs = ("learned F1", "net of control"), ("rows a fact", "CPU s", "MB", "peak MB")
+    learned, costs = ("learned F1", "net"), ("rows a fact", "CPU s", "MB", "peak MB")
     columns = ["method", "settings", *seeds, *learned, *beside, *(MEASURES[name] for name in measures), *costs]
     rows = [
         [
