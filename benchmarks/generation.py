@@ -28,8 +28,8 @@ from memgraft.models import load_model
 from memgraft.persistence import load
 from memgraft.wordings import load_pool
 
-PROMPTS = 8
-NEW_TOKENS = 32
+PROMPTS = 4
+NEW_TOKENS = 24
 LONG = 1024  # tokens of a text
 PAIRS = 5
 

@@ -174,8 +174,8 @@ def generation(path: Path) -> str:
     if not path.exists():
         return title + "Not run yet."
     about = (
-        "CPU seconds with a store's memory beside the model, and without it, in turns, one thread: answers of 32 tokens, one by one, to "
-        "eight prompts about something else (*closed*), and to some that name the subjects of its facts (*open*), of which so many "
+        "CPU seconds with a store's memory beside the model, and without it, in turns, one thread: answers of 24 tokens, one by one, to "
+        "four prompts about something else (*closed*), and to some that name the subjects of its facts (*open*), of which so many "
         "opened a lesson; one pass over a long text.\n\n"
     )
     columns = ["model", "lessons", "facts", "", "opened", "seconds", "of the base", "ratio"]
