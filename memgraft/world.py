@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
 
 WORTH = 5.0  # seconds of computing from which a world is kept
-MOST_BYTES = 400 << 20  # of all that are kept: five with the default background
+MOST_BYTES = 400 << 20  # of all that are kept: four with the default background
 
 Texts = list[list[int]]  # token ids
 
