@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from memgraft.anchors import Opened
@@ -42,6 +43,11 @@ class Entered(NamedTuple):
     hidden_states: Tensor  # (B, T, D) in the base model's dtype
     open: dict[int, Opened]  # number of a lesson → which of its facts are open, where the memory was read on the way
 
+    def part(self, rows: slice, tokens: int) -> Entered:
+        """Of these sequences alone, without the columns behind the first `tokens`."""
+        opened = {number: Opened(each.facts, each.tokens[rows, :tokens].clone()) for number, each in self.open.items()}
+        return Entered(self.hidden_states[rows, :tokens].clone(), {number: each for number, each in opened.items() if each.tokens.any()})
+
 
 class FrozenPrefix:
     """What no step changes, computed once per micro-batch and kept while it fits: all below the layer that is taught.
@@ -57,17 +63,41 @@ class FrozenPrefix:
 
     def entered(self, key: tuple[int, int], ids: Tensor, mask: Tensor) -> Entered:
         """What enters the layer, for one micro-batch."""
-        model = self.model
         if key in self.kept:
             entered = self.kept[key]
-            return Entered(entered.hidden_states.to(model.device), entered.open)
+            return Entered(entered.hidden_states.to(self.model.device), entered.open)
+        return self._keep(key, self._enter(ids, mask))
+
+    def entered_together(self, keys: Sequence[tuple[int, int]], parts: Sequence[Part], limit: int) -> list[Entered]:
+        """Likewise for several, those of about one length in one pass of at most `limit` padded tokens.
+
+        A pass over few tokens takes as long as it takes to read the weights.
+        """
+        found: dict[int, Entered] = {}
+        for group in _alike([part.ids.shape for part in parts], limit):
+            width = max(parts[i].ids.shape[1] for i in group)
+            ids = torch.cat([F.pad(parts[i].ids, (0, width - parts[i].ids.shape[1])) for i in group])
+            mask = torch.cat([F.pad(parts[i].mask, (0, width - parts[i].mask.shape[1])) for i in group])
+            with quick_attention(self.model.base, width):  # as when they are taught
+                together = self._enter(ids, mask)
+            rows = 0
+            for i in group:
+                count, tokens = parts[i].ids.shape
+                found[i] = self._keep(keys[i], together.part(slice(rows, rows + count), tokens))
+                rows += count
+        return [found[i] for i in range(len(parts))]
+
+    def _enter(self, ids: Tensor, mask: Tensor) -> Entered:
+        model = self.model
         with nullcontext() if self.layer == model.config.answer_layer else model.without_memory():
             hidden = hidden_states_before(model.base, model.blocks, self.layer, input_ids=ids, attention_mask=mask)
-        entered = Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
-        size = hidden.nbytes + sum(opened.tokens.nbytes for opened in entered.open.values())
+        return Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
+
+    def _keep(self, key: tuple[int, int], entered: Entered) -> Entered:
+        size = entered.hidden_states.nbytes + sum(opened.tokens.nbytes for opened in entered.open.values())
         if size <= self.budget:
             self.budget -= size
-            self.kept[key] = Entered(hidden.cpu(), entered.open)
+            self.kept[key] = Entered(entered.hidden_states.cpu(), entered.open)
         return entered
 
     @contextmanager
@@ -99,15 +129,22 @@ def parts_of(batch: TokenBatch, limit: int, device: torch.device) -> Iterator[Pa
 
 def micro_batches(batch: TokenBatch, limit: int) -> list[Tensor]:
     """Sequence indices to compute together, longest first: at most `limit` padded tokens and a third of padding, at least one."""
-    lengths = batch.attention_mask.sum(-1)
-    parts: list[list[int]] = []
-    for index in lengths.sort(descending=True, stable=True).indices.tolist():
-        width = int(lengths[parts[-1][0]]) if parts else 0
-        if parts and lengths[index] * 3 >= width * 2 and (len(parts[-1]) + 1) * width <= limit:
-            parts[-1].append(index)
+    return [torch.tensor(group) for group in _alike([(1, length) for length in batch.attention_mask.sum(-1).tolist()], limit)]
+
+
+def _alike(shapes: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
+    """Numbers of micro-batches of these shapes (B, T) to compute together, widest first, within the same limits."""
+    groups: list[list[int]] = []
+    width = rows = 0
+    for index in sorted(range(len(shapes)), key=lambda index: -shapes[index][1]):
+        count, tokens = shapes[index]
+        if groups and tokens * 3 >= width * 2 and (rows + count) * width <= limit:
+            groups[-1].append(index)
+            rows += count
         else:
-            parts.append([index])
-    return [torch.tensor(part) for part in parts]
+            groups.append([index])
+            width, rows = tokens, count
+    return groups
 
 
 def round_key(index: int, turn: int, batches: Sequence[TokenBatch]) -> int:
@@ -121,10 +158,12 @@ def all_entered(
     """Of each batch ids, targets and what enters the layer, of all that it will be taught in."""
 
     def of_batch(index: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        keys, parts = [], []
         for turn in range(min(passes, len(batches[index].rounds))):
             for number, part in enumerate(parts_of(batches[index].round(turn), micro_batch_tokens, model.device)):
-                with quick_attention(model.base, part.ids.shape[1]):  # as when they are taught
-                    entered = prefix.entered((round_key(index, turn, batches), number), part.ids, part.mask)
-                yield part.ids, part.targets, entered.hidden_states
+                keys.append((round_key(index, turn, batches), number))
+                parts.append(part)
+        for part, entered in zip(parts, prefix.entered_together(keys, parts, micro_batch_tokens), strict=True):
+            yield part.ids, part.targets, entered.hidden_states
 
     return map(of_batch, range(len(batches)))

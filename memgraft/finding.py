@@ -52,14 +52,16 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
     if model.background is None or min(map(len, candidates)) < FEWEST_WORDINGS:
         return None
     world = world_of(model)
-    found = [_cues_of(model, wordings, world.cased) for wordings in candidates]
     lower = [[] if batch.lower is None else _candidates(batch.lower) for batch in batches]
-    low = []
-    if any(lower):  # a fact without enough of them has the same cues twice, so that numbers fit
-        pairs = zip(found, lower, strict=True)
-        low = [_cues_of(model, each, world.both) if len(each) >= FEWEST_WORDINGS else own for own, each in pairs]
-        # One token alone is mostly a common word in lower case: "Hull", "The Ghost".
-        low = [each if len(each.cues) > 1 else own for own, each in zip(found, low, strict=True)]
+    found, low = list[Found](), list[Found]()
+    for wordings, others in zip(candidates, lower, strict=True):
+        queries = queries_of(model, [ids for ids, _ in (*wordings, *others)])  # together: fewer passes
+        found.append(_cues_of(queries[: len(wordings)], wordings, world.cased))
+        if any(lower):
+            # A fact without enough of them has the same cues twice, so that numbers fit. One token alone is mostly a common word in
+            # lower case: "Hull", "The Ghost".
+            own = _cues_of(queries[len(wordings) :], others, world.both) if len(others) >= FEWEST_WORDINGS else found[-1]
+            low.append(own if len(own.cues) > 1 else found[-1])
     cues = Cues.joined((each.cues for each in (*found, *low)), model.config.query_dim)
     tokens = [each.tokens[0] for each in found]
     return Found(cues, [own + other.tokens[0] for own, other in zip(tokens, low, strict=True)] if low else tokens)
@@ -80,8 +82,7 @@ def _candidates(batch: TokenBatch) -> list[tuple[list[int], Tensor]]:
     return found
 
 
-def _cues_of(model: GraftedModel, wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Found:
-    queries = queries_of(model, [ids for ids, _ in wordings])
+def _cues_of(queries: Sequence[Tensor], wordings: Sequence[tuple[list[int], Tensor]], world: Tensor) -> Found:
     own = [of_wording[asking] for of_wording, (_, asking) in zip(queries, wordings, strict=True)]
     candidates = torch.cat(own)  # (N, P)
     with in_own_precision(candidates):

@@ -22,6 +22,9 @@ class History:
         self._pending: list[tuple[Literal["learn", "revert"], Commit]] = []
         self._stored = store.active() if store else []  # as of the last loading or saving
         self._active: dict[str, Commit | None] = dict.fromkeys(self._stored)  # None: still in the store only
+        # Of lessons that are in the store only, read once: each new lesson asks all earlier ones. Copies share it, what is there stays.
+        self._read_records: dict[str, Mapping[str, Any]] = {}
+        self._read_cues: dict[str, Cues | None] = {}
 
     @property
     def saved(self) -> bool:
@@ -61,6 +64,7 @@ class History:
         """This history as it is now; what is learned and reverted later does not reach it."""
         other = History(self.store)
         other._pending, other._stored, other._active = list(self._pending), list(self._stored), dict(self._active)
+        other._read_records, other._read_cues = self._read_records, self._read_cues
         return other
 
     def learn(self, commit: Commit) -> None:
@@ -129,8 +133,10 @@ class History:
         known = self._active[id]
         if known is not None:
             return known.cues
-        assert self.store is not None
-        return self.store.cues(id)
+        if id not in self._read_cues:
+            assert self.store is not None
+            self._read_cues[id] = self.store.cues(id)
+        return self._read_cues[id]
 
     def without(self, id: str) -> History:
         """This history as if a lesson, given by its full id, had been taken back."""
@@ -146,14 +152,17 @@ class History:
             return known.changes, known.cues
         assert self.store is not None
         content = self.store.content(id)
+        self._read_cues[id] = content.cues  # these, so that they are not in memory twice where the model reads them on the same device
         return content.changes, content.cues
 
     def _record(self, id: str) -> Mapping[str, Any]:
         known = self._active[id]
         if known is not None:
             return known.record
-        assert self.store is not None
-        return self.store.record(id)
+        if id not in self._read_records:
+            assert self.store is not None
+            self._read_records[id] = self.store.record(id)
+        return self._read_records[id]
 
     def current(self) -> bool:
         """Whether the active lessons of the store are still those that were loaded, or saved last."""

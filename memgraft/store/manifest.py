@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
@@ -95,8 +97,12 @@ class Manifest(Config):
         if late is not None:
             raise ValueError(f"tag {late}: at entry {self.tags[late]} of a history of {len(self.history)}")
 
+    @cached_property
+    def _learned(self) -> Counter[str]:
+        return Counter(entry.commit for entry in self.history if entry.op == "learn")
+
     def times_learned(self, commit: str) -> int:
-        return sum(entry.op == "learn" and entry.commit == commit for entry in self.history)
+        return self._learned[commit]
 
     def data_name(self, commit: str) -> str | None:
         """The name of the file that the lesson was taught from, where the store keeps it."""
@@ -142,6 +148,8 @@ class Manifest(Config):
         """The id of the lesson that a tag marks, or of the one whose id starts with `prefix`. StoreError when it is none, or several."""
         if prefix in self.tags:
             return self._tagged(prefix)
+        if prefix in self._learned:
+            return prefix
         found = list(dict.fromkeys(entry.commit for entry in self.history if prefix and entry.commit.startswith(prefix.lower())))
         if not found:
             raise StoreError(f"no lesson has an id that starts with {prefix!r}; `memgraft log` lists them")
