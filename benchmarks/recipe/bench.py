@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.measurement import SHOTS
 from benchmarks.neighbours import Known, known
+from benchmarks.recombined import recombined
 from benchmarks.study import Study
 from benchmarks.writing import write_json
 from memgraft.comparison.grid import memory
@@ -35,6 +36,7 @@ class Bench:
 
     def __init__(self, study: Study, folder: Path) -> None:
         self.study, self.folder = study, folder
+        self.rows = [*study.rows, *recombined(study.rows)]
         self.tokenizer = study.workshop.tokenizer
         self._known: dict[str, Known] = {}
 
@@ -56,8 +58,8 @@ class Bench:
         return [said._replace(f1=f1(said.answer, answers)) for said, answers in found]
 
     def question(self, number: int) -> QuestionRow:
-        """A row of the data set as a question."""
-        row = self.study.rows[number]
+        """A row as a question: of the data set, or one of those that are recombined from it, which have the numbers after."""
+        row = self.rows[number]
         return QuestionRow(question=row["question"], answers=tuple(row["answers"]))
 
     def stored(self, name: str, rows: Sequence[int], seed: int) -> GraftedModel:

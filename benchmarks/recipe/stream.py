@@ -23,11 +23,11 @@ from memgraft.probes import QuestionRow, f1
 from memgraft.teaching import Recipe
 
 SAVED = 20  # lessons at a time
-POINTS = (100, 500, 1000, 1500, 2000)  # facts after which the probes are measured, as at the end
+POINTS = (100, 500, 1000, 2000)  # facts after which the probes are measured, as at the end
 
 
 def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
-    """Teach so many facts that the base answers wrongly, of the test split and then of the tuning split; then ask all of them again.
+    """Teach so many facts that the base answers wrongly, as `stream_rows` chooses them; then ask all of them again.
 
     A longer stream of the same seed begins with the same facts, and goes on in the same store. Raises DataError where the store holds
     other lessons, or more than are asked for.
@@ -37,7 +37,7 @@ def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     assert grafted.history.store is not None
     path = grafted.history.store.path.with_suffix(".jsonl")
     visits = read_runs(path)
-    rows = taught_rows(bench.study.rows, Selection(taught=tuple(chosen), control=()))
+    rows = taught_rows(bench.rows, Selection(taught=tuple(chosen), control=()))
     names = [Fact(line=place, **row).name for place, row in enumerate(rows, 1)]
     taught, asked = bench.lessons(grafted), [id for id in visits if id.isdecimal()]
     if taught != names[: len(taught)] or asked != [str(number) for number in chosen[: len(asked)]] or len(asked) < len(taught):
@@ -66,14 +66,14 @@ def stream(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
 
 
 def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:
-    """Rows that the base answers wrongly (F1 of 0), shuffled by the seed within the test split and then the tuning split.
+    """Rows that the base answers wrongly (F1 of 0): of the test split, then of the tuning split, then recombined ones, each shuffled.
 
     Raises DataError where there are fewer.
     """
     found: list[int] = []
     asked = set[str]()
-    for split in SPLITS:
-        numbers = rows_of(bench.study.rows, split)
+    made = list(range(len(bench.study.rows), len(bench.rows)))
+    for numbers in (*(rows_of(bench.study.rows, split) for split in SPLITS), made):
         random.Random(seed).shuffle(numbers)
         for number, known in zip(numbers, bench.known([bench.question(number) for number in numbers]), strict=True):
             question = bench.study.rows[number]["question"]
@@ -83,7 +83,7 @@ def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:
         if len(found) >= count:
             break
     if len(found) < count:
-        raise DataError(f"the base answers {len(found)} of the data set's questions wrongly, too few for --stream-facts {count}")
+        raise DataError(f"the base answers {len(found)} of all questions wrongly, too few for --stream-facts {count}")
     return found[:count]
 
 
