@@ -40,7 +40,7 @@ from memgraft.config import ANSWERS
 from memgraft.cues import NEVER, Cues
 from memgraft.depth import default_answer_layer
 from memgraft.encoding import TokenBatch
-from memgraft.entering import FrozenPrefix, frozen
+from memgraft.entering import FrozenPrefix, frozen, parts_of
 from memgraft.errors import GraftError, StoreError, TeachingError
 from memgraft.expectation import LET_THROUGH
 from memgraft.finding import Found
@@ -256,6 +256,26 @@ def test_what_is_recorded_is_each_anchors_row_and_its_gradient() -> None:
             table.values = values.detach()
             torch.testing.assert_close(loss, expected.item(), rtol=1e-5, atol=0)
             torch.testing.assert_close(found, values.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_computed_together_is_what_each_part_has_alone() -> None:
+    model, batch, _ = taught_graft()
+    batches = [batch, random_batch(7, 12, seed=1), random_batch(3, 2, seed=2)]
+    parts = [part for each in batches for part in parts_of(each, 8192, model.device)]
+    keys = [(0, number) for number in range(len(parts))]
+    alone = FrozenPrefix(model, ANSWER_LAYER, 2**20)
+    for limit in (1, 30, 8192):
+        together = FrozenPrefix(model, ANSWER_LAYER, 2**20)
+        for key, part, entered in zip(keys, parts, together.entered_together(keys, parts, limit), strict=True):
+            expected = alone.entered(key, part.ids, part.mask)
+            torch.testing.assert_close(entered.hidden_states[part.mask], expected.hidden_states[part.mask])
+            assert entered.open.keys() == expected.open.keys()
+            for number, opened in entered.open.items():
+                assert torch.equal(opened.facts, expected.open[number].facts)
+                assert torch.equal(opened.tokens[part.mask], expected.open[number].tokens[part.mask])
+        assert together.budget == alone.budget
+        assert together.kept.keys() == alone.kept.keys()
+    assert all(entered.open for entered in alone.kept.values())
 
 
 def teach_answers(monkeypatch: pytest.MonkeyPatch, model: GraftedModel, batches: list[TokenBatch], **recipe: object) -> object:

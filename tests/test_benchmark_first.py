@@ -12,6 +12,9 @@ import pytest
 
 from benchmarks.arms import chosen_arms
 from benchmarks.first import main
+from benchmarks.measurement import taught_rows
+from benchmarks.recombined import recombined
+from benchmarks.relations import relations
 from benchmarks.selection import Selection, select_facts
 from benchmarks.table import HEADER, markdown, summarise
 from memgraft.comparison.runs import append_run, read_runs, run_id
@@ -159,3 +162,21 @@ def test_no_jobs_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 def test_a_selection_keeps_row_numbers_only() -> None:
     assert Selection(taught=(1, 2), control=(3, 4)).model_dump(mode="json") == {"taught": [1, 2], "control": [3, 4]}
+
+
+def test_recombined_facts_are_about_nobody_in_the_data_and_take_their_answers_from_their_relation() -> None:
+    names = ["Ada Lovelace", "Grace Brewster Hopper", "Kizuna", "Alan Turing", "Anna Turing"]
+    rows = [
+        {"relation": relation, "question": relations()[relation].test.replace("{s}", name), "answers": [f"{name}'s {relation}"]}
+        for relation in ("P36", "P50")
+        for name in names
+    ]
+    made = recombined(rows)
+    assert made == recombined(rows)
+    subjects = {
+        relation: [relations()[relation].subject(row["question"]) for row in made if row["relation"] == relation]
+        for relation in ("P36", "P50")
+    }
+    assert subjects["P36"] == subjects["P50"] == ["Ada Turing", "Grace Turing", "Alan Lovelace", "Anna Brewster Hopper"]
+    assert all(row["answers"][0].endswith(row["relation"]) for row in made)
+    assert len(taught_rows(made, Selection(taught=(0, 7), control=()))) == 2

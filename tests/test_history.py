@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from memgraft.commits import Commit, Rows, sum_rows
 from memgraft.errors import StoreError
 from memgraft.history import History
 from memgraft.store import MemoryStore, files
+from memgraft.store.reading import StoreReader
 from tests.models import HIDDEN, fill, random_rows, tiny_graft
 
 TABLES = ("0", "1")
@@ -237,3 +239,24 @@ def test_a_models_rows_follow_its_history() -> None:
     with torch.no_grad():
         assert torch.equal(model(**inputs).logits, expected)
         assert not torch.equal(fill(model)(**inputs).logits, expected)
+
+
+def test_each_lesson_of_a_store_is_read_once_however_often_later_ones_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = store(tmp_path / "store")
+    kept.apply([("learn", FIRST), ("learn", SECOND)])
+    read: list[str] = []
+    for what in ("record", "cues"):
+        plain = getattr(StoreReader, what)
+
+        def counted(self: StoreReader, id: str, what: str = what, plain: Callable[..., object] = plain) -> object:
+            read.append(f"{what} of {id}")
+            return plain(self, id)
+
+        monkeypatch.setattr(StoreReader, what, counted)
+    history = History(kept)
+    for _ in range(3):
+        copy = history.copy()
+        assert copy.scoped() == history.scoped() == {}
+        assert copy.closing({}) == {}
+        copy.overlaps(THIRD, copy.active())
+    assert len(read) == len(set(read)) == 4
