@@ -31,28 +31,35 @@ NAMES = {  # of what README compares; its other methods are in docs/results.md
 Value = Mapping[str, Any]
 
 
-def rivals(summary: Mapping[str, Any]) -> str:
-    """The test split: each method at the setting that is best on the tuning split."""
+def rivals(summary: Mapping[str, Any], behind: Mapping[str, Any]) -> str:
+    """The test split: each method at the setting that is best on the tuning split.
+
+    Args:
+        behind: the same, of rivals behind the memory's cues.
+    """
     columns = ("", "seeds", "learned F1", "net", "near misses", "leaks", "F1 drop", "text NLL", "MB", "CPU s")
     rows = []
     for each in winners(summary["test"]["settings"], tuned=True):
-        if each["method"] not in NAMES:
-            continue
-        lost, text = each["forgotten"]["qa_f1"], each["forgotten"]["text_nll"]
-        changed = [_share(lost), _change(text), f"{each['bytes'] / 1e6:.1f}", f"{each['seconds']:,.0f}"]
-        base = each["method"] == "base"
-        rows.append(
-            [
-                NAMES[each["method"]],
-                str(len(each["seeds"])),
-                span(each["learned_f1"]),
-                "" if base else span(each["net_f1"]),
-                span(each["near_miss_f1"]),
-                span(each["leaked_f1"]),
-                *([f"of {_f1_before(each):.3f}", *[""] * (len(changed) - 1)] if base else changed),
-            ]
-        )
+        if each["method"] in NAMES:
+            rows.append(_cells(NAMES[each["method"]], each))
+        if each["method"] == "lora":
+            (same,) = (other for other in behind["test"]["settings"] if other["settings"] == each["settings"])
+            rows.append(_cells("LoRA, used only where the memory's cues open", same))
     return table(columns, rows)
+
+
+def _cells(name: str, each: Value) -> list[str]:
+    lost, text, base = each["forgotten"]["qa_f1"], each["forgotten"]["text_nll"], each["method"] == "base"
+    changed = [_share(lost), _change(text), f"{each['bytes'] / 1e6:.1f}", f"{each['seconds']:,.0f}"]
+    return [
+        name,
+        str(len(each["seeds"])),
+        span(each["learned_f1"]),
+        "" if base else span(each["net_f1"]),
+        span(each["near_miss_f1"]),
+        span(each["leaked_f1"]),
+        *([f"of {_f1_before(each):.3f}", *[""] * (len(changed) - 1)] if base else changed),
+    ]
 
 
 def _f1_before(setting: Value) -> float:
@@ -64,7 +71,7 @@ def recipe(summary: Mapping[str, Any]) -> str:
     """The default recipe beyond the comparison, a line for each part of `benchmarks.recipe`."""
     own = summary["methods"]["memgraft"]
     frames = {name: each["learned"] for name, each in own["frames"].items()}
-    misses, told = own["locality"]["near_misses"], own["locality"]["instructions"]
+    misses, subject, told = (own["locality"][name] for name in ("near_misses", "same_subject", "instructions"))
     changed = own["corrections"]
     rows = [
         [
@@ -77,7 +84,8 @@ def recipe(summary: Mapping[str, Any]) -> str:
         [
             "answered in the base's own words",
             _seeds(own["taught_seeds"]),
-            f"{misses['same']} of {misses['questions']} near misses, {told['same']} of {told['questions']} general instructions",
+            f"{misses['same']} of {misses['questions']} near misses, {told['same']} of {told['questions']} general instructions; "
+            f"{subject['same']} of {subject['questions']} other questions about a taught subject",
         ],
         [
             f"then other answers for {changed['taught']['facts']} of these, and for {changed['known']['facts']} that the base knew",
@@ -117,8 +125,12 @@ def _change(value: Value) -> str:
 
 def main(folder: Path) -> str:
     """Both tables."""
-    read = (json.loads((folder / name / "summary.json").read_text(encoding="utf-8")) for name in ("pareto", "recipe"))
-    return "\n\n".join(make(summary) for make, summary in zip((rivals, recipe), read, strict=True))
+
+    def read(*name: str) -> Any:
+        return json.loads(folder.joinpath(*name).read_text(encoding="utf-8"))
+
+    first = rivals(read("pareto", "summary.json"), read("pareto", "behind_cues.json"))
+    return first + "\n\n" + recipe(read("recipe", "summary.json"))
 
 
 if __name__ == "__main__":

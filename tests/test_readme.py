@@ -12,12 +12,12 @@ from benchmarks import headline
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.mark.parametrize(("study", "make"), [("pareto", headline.rivals), ("recipe", headline.recipe)])
-def test_readme_has_the_figures_of_the_results(study, make):
+def test_readme_has_the_figures_of_the_results():
     if not (ROOT / "results").exists():
         pytest.skip("a source distribution has no results")
-    summary = json.loads((ROOT / "results" / study / "summary.json").read_text(encoding="utf-8"))
-    assert make(summary) in (ROOT / "README.md").read_text(encoding="utf-8"), "python -m benchmarks.headline results"
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for made in headline.main(ROOT / "results").split("\n\n"):
+        assert made in readme, "python -m benchmarks.headline results"
 
 
 def test_the_memory_stands_among_its_rivals_in_every_summary():
