@@ -31,6 +31,8 @@ AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
 
 def keys_problem(tensors: Mapping[str, Tensor], width: int) -> str | None:
     """Why keys, least cosines and fact numbers can't belong to each other; None when they can."""
+    if tensors["least"].dim() != 1:
+        return f"least must have one dimension, got {tensors['least'].dim()}"
     count = len(tensors["least"])
     shapes = {"keys": (count, width), "least": (count,), "facts": (count,)}
     for name, tensor in tensors.items():

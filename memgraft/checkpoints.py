@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
@@ -188,6 +189,7 @@ class FileKeeper:
         self._message = message
         self._found = found
         self._start = self._last = time.monotonic()
+        self._failed = False
 
     @property
     def seconds_before(self) -> float:
@@ -206,7 +208,12 @@ class FileKeeper:
         """Writes the checkpoint when it is time for one."""
         if time.monotonic() - self._last >= self._checkpoints.every:
             progress.rows = rows()
-            self._write(progress)
+            try:
+                self._write(progress)
+            except StoreError as error:  # the lesson does without, as long as nobody stops it
+                if not self._failed:
+                    warnings.warn(f"no checkpoint was written: {error}; the lesson goes on, and it is tried again", stacklevel=2)
+                self._failed = True
             self._last = time.monotonic()
 
     def remove(self) -> None:

@@ -11,7 +11,7 @@ from memgraft.cues import Cues
 from memgraft.errors import StoreError
 from memgraft.store import MemoryStore, Overlap, RevertReport
 from memgraft.store.lessons import overlap_of, read_together, still_open
-from memgraft.superseding import chain_of, closed_facts, closing, facts_taught
+from memgraft.superseding import FIELDS, chains_of, closed_facts, closing, facts_taught
 
 
 class History:
@@ -23,6 +23,7 @@ class History:
         self._stored = store.active() if store else []  # as of the last loading or saving
         self._active: dict[str, Commit | None] = dict.fromkeys(self._stored)  # None: still in the store only
         # Of lessons that are in the store only, read once: each new lesson asks all earlier ones. Copies share it, what is there stays.
+        # Of records it is what tells which facts are closed.
         self._read_records: dict[str, Mapping[str, Any]] = {}
         self._read_cues: dict[str, Cues | None] = {}
 
@@ -97,10 +98,11 @@ class History:
 
     def state(self, tables: Sequence[str], width: int) -> dict[str, Rows]:
         """Per value table the fp32 sum, in order, of the changes of the active lessons that every text reads."""
+        everywhere = [id for id in self._active if self.cues(id) is None]
         if self.store is not None and self.saved and self.store.active() == self.active():
-            return self.store.state()
-        everywhere = [self.content(id)[0] for id in self._active if self.cues(id) is None]
-        return {name: sum_rows((changes[name] for changes in everywhere if name in changes), width) for name in tables}
+            return self.store.sum_of(everywhere)
+        changes = [self.content(id)[0] for id in everywhere]
+        return {name: sum_rows((each[name] for each in changes if name in each), width) for name in tables}
 
     def scoped(self, superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:
         """The active lessons that have cues, in order, with the facts of each (as their cues number them) that open nothing any more.
@@ -117,13 +119,13 @@ class History:
         """Facts that a lesson yet to be taught would hold closed, see `memgraft.superseding.closing`."""
         return closing(self._records(), taught)
 
-    def replaced(self, old: str) -> list[str]:
-        """Ids of the facts that the one of that id superseded, directly or not, as active lessons say."""
-        return chain_of(self._records().values(), old)
+    def replaced(self, olds: Iterable[str]) -> dict[str, list[str]]:
+        """Of each fact of these ids, the ids of those that it superseded, directly or not, as active lessons say."""
+        return chains_of(self._records().values(), olds)
 
-    def has_fact(self, id: str) -> bool:
-        """Whether an active lesson taught a fact of that id."""
-        return any(id in facts_taught(record) for record in self._records().values())
+    def facts(self) -> set[str]:
+        """Ids of the facts that active lessons taught."""
+        return {id for record in self._records().values() for id in facts_taught(record)}
 
     def _records(self) -> dict[str, Mapping[str, Any]]:
         return {id: self._record(id) for id in self._active}
@@ -161,7 +163,7 @@ class History:
             return known.record
         if id not in self._read_records:
             assert self.store is not None
-            self._read_records[id] = self.store.record(id)
+            self._read_records[id] = _of_use(self.store.record(id))
         return self._read_records[id]
 
     def current(self) -> bool:
@@ -171,15 +173,23 @@ class History:
     def save(self) -> None:
         """Bring the store up to date, in one change. StoreError where another process changed its lessons."""
         assert self.store is not None
-        if self._pending:
-            with self.store.lock():
-                if not self.current():
-                    raise StoreError(
-                        f"{self.store.path}: another process changed the store since it was loaded; nothing was changed: "
-                        f"load it again, or save into a new folder and add that with `memgraft merge`"
-                    )
-                self.store.apply(self._pending)
-            self._pending, self._stored = [], self.active()
+        if not self.store.exists():
+            raise StoreError(f"{self.store.path}: the store is no longer there; bring it back, or save into another folder")
+        if not self._pending:
+            return
+        with self.store.lock():
+            if not self.current():
+                reverted = any(op == "revert" for op, _ in self._pending)
+                raise StoreError(
+                    f"{self.store.path}: another process changed the store since it was loaded; nothing was changed: "
+                    f"load it again, or save into a new folder and add that with `memgraft merge`"
+                    + (", and revert again what you reverted, of which a new folder knows nothing" if reverted else "")
+                )
+            self.store.apply(self._pending)
+        self._pending, self._stored = [], self.active()
+        for id, commit in self._active.items():
+            if commit is not None:  # from now on the store has it
+                self._read_cues[id], self._read_records[id], self._active[id] = commit.cues, _of_use(commit.record), None
 
     def lessons(self) -> Iterator[Commit]:
         """The active lessons in order, with the data that is kept; one at a time where they are in a store."""
@@ -189,3 +199,7 @@ class History:
     def moved(self, store: MemoryStore) -> None:
         """Go on with a new store, made with `lessons`."""
         self.store, self._pending, self._stored = store, [], self.active()
+
+
+def _of_use(record: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: record[name] for name in FIELDS if name in record}

@@ -141,6 +141,11 @@ def effective_usage(model: GraftedModel, superseded: str | None = None, lessons:
         lessons: the active lessons, read from the model's history by default.
     """
     lessons = earlier_lessons(model) if lessons is None else lessons
+    return _merged(model, [lessons[place] for place in _counted(lessons, superseded)])
+
+
+def _counted(lessons: Sequence[Earlier], superseded: str | None) -> tuple[int, ...]:
+    """Places of the lessons whose slots count as used where that fact is to be replaced."""
     replaced: dict[str, str | None] = {}
     for lesson in lessons:
         replaced.update(lesson.taught)
@@ -148,17 +153,21 @@ def effective_usage(model: GraftedModel, superseded: str | None = None, lessons:
     while superseded is not None and superseded not in chain:
         chain.append(superseded)
         superseded = replaced.get(superseded)
-    counted = [lesson for lesson in lessons if lesson.taught.keys().isdisjoint(chain)]
+    return tuple(place for place, lesson in enumerate(lessons) if lesson.taught.keys().isdisjoint(chain))
+
+
+def _merged(model: GraftedModel, lessons: Sequence[Earlier]) -> dict[str, Usage]:
     return {
-        name: merge_taught(usage, [lesson.slots[name] for lesson in counted if name in lesson.slots]) for name, usage in model.usage.items()
+        name: merge_taught(usage, [lesson.slots[name] for lesson in lessons if name in lesson.slots]) for name, usage in model.usage.items()
     }
 
 
 def usages_of(model: GraftedModel, batches: Sequence[TokenBatch]) -> list[dict[str, Usage]]:
-    """What counts as used for each batch (`effective_usage`)."""
+    """What counts as used for each batch (`effective_usage`); one object for those for which the same lessons count."""
     lessons = earlier_lessons(model)
-    usages = {fact: effective_usage(model, fact, lessons) for fact in dict.fromkeys(batch.supersedes for batch in batches)}
-    return [usages[batch.supersedes] for batch in batches]
+    counted = {fact: _counted(lessons, fact) for fact in dict.fromkeys(batch.supersedes for batch in batches)}
+    usages = {places: _merged(model, [lessons[place] for place in places]) for places in dict.fromkeys(counted.values())}
+    return [usages[counted[batch.supersedes]] for batch in batches]
 
 
 def learn(
@@ -292,8 +301,9 @@ def superseding(model: GraftedModel, examples: Sequence[Example]) -> dict[str, A
     """For the record: the ids of what is taught, and what that closes. Ask while the lessons are active that it follows."""
     taught = taught_ids(examples)
     olds = {id: old for id, old in taught.items() if old is not None}
-    replaced = {id: chain for id, old in olds.items() if (chain := model.history.replaced(old))}
-    nothing = {id: old for id, old in olds.items() if not model.history.has_fact(old)}
+    chains, known = model.history.replaced(olds.values()), model.history.facts()
+    replaced = {id: chains[old] for id, old in olds.items() if chains[old]}
+    nothing = {id: old for id, old in olds.items() if old not in known}
     return {
         "taught": taught,
         **({"replaced": replaced} if replaced else {}),

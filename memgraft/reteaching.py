@@ -68,7 +68,8 @@ def merge(
     if store is None or not model.history.saved:
         raise StoreError("only a saved model can be merged into; save it first")
     plan = store.merge_plan(other)
-    again_ids = list(dict.fromkeys(conflict.lesson for conflict in plan.conflicts))
+    disputed = {conflict.lesson for conflict in plan.conflicts}
+    again_ids = [id for id in (*store.active(), *plan.learned) if id in disputed]  # in the order in which they were learned
     own = set(store.active())
 
     def from_either(id: str) -> Commit:

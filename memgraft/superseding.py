@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+FIELDS = ("taught", "replaced", "ids")  # of a record that are read here
+
 
 def facts_taught(record: Mapping[str, Any]) -> dict[str, str | None]:
     """Id of each fact of a lesson → id of the one that it superseded. A record may come from elsewhere: what is no id is left out."""
@@ -29,18 +31,24 @@ def replaced_by(record: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def chain_of(records: Iterable[Mapping[str, Any]], old: str) -> list[str]:
-    """Ids of the facts that active lessons, in order, say were superseded by the one of that id; the newest first."""
-    found: dict[str, None] = {}
-    waiting = [old]
-    known = list(map(replaced_by, records))
-    while waiting:
-        id = waiting.pop()
-        older = [each for lesson in known for each in lesson.get(id, ()) if each not in found]
-        found.update(dict.fromkeys(older))
-        waiting += older
-    found.pop(old, None)
-    return list(found)
+def chains_of(records: Iterable[Mapping[str, Any]], olds: Iterable[str]) -> dict[str, list[str]]:
+    """Of each of these ids, the ids of the facts that active lessons, in order, say it superseded; the newest first."""
+    known: dict[str, list[str]] = {}
+    for record in records:
+        for id, older in replaced_by(record).items():
+            known.setdefault(id, []).extend(older)
+
+    def chain(old: str) -> list[str]:
+        found: dict[str, None] = {}
+        waiting = [old]
+        while waiting:
+            older = [each for each in known.get(waiting.pop(), ()) if each not in found]
+            found.update(dict.fromkeys(older))
+            waiting += older
+        found.pop(old, None)
+        return list(found)
+
+    return {old: chain(old) for old in olds}
 
 
 def closed_facts(records: Mapping[str, Mapping[str, Any]], superseded: Iterable[str] = ()) -> dict[str, frozenset[int]]:

@@ -2,7 +2,8 @@
 
 What recurs in the wordings of a fact is a cue where the world has nothing like it (`memgraft.finding`). The world is the same for every
 lesson of a model, and to compute it takes ten times as long as to teach a fact: some 80,000 tokens through a third of the blocks.
-So it is kept under the user's cache directory. Some of it is computed again when it is read, and must come out with the same bits.
+So it is kept under the user's cache directory, with its digest. Some of it is computed again when it is read, and must come out with the
+same bits.
 
 Shape suffixes: S tokens, P query width.
 """
@@ -10,15 +11,17 @@ Shape suffixes: S tokens, P query width.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -109,16 +112,22 @@ def _kept(path: Path | None, model: GraftedModel, cased: Texts, low: Texts) -> W
         if path is None or not path.is_file():
             return None
         both = load_file(path)["both"]
+        with safe_open(path, "pt") as file:
+            digest = (file.metadata() or {}).get("sha256")
     except (OSError, SafetensorError, KeyError):
         return None
     tokens, width = _tokens(cased), model.config.query_dim
-    if both.dtype != torch.float32 or both.shape != (tokens + _tokens(low), width):
+    if both.dtype != torch.float32 or both.shape != (tokens + _tokens(low), width) or digest != _digest(both):
         return None
     if not (_comes_out_alike(both[:tokens], model, cased) and _comes_out_alike(both[tokens:], model, low)):
         return None
     with contextlib.suppress(OSError):
         os.utime(path)  # it was of use
     return World(both[:tokens], both)
+
+
+def _digest(both: Tensor) -> str:
+    return hashlib.sha256(both.contiguous().numpy().data).hexdigest()
 
 
 def _tokens(texts: Texts) -> int:
@@ -140,12 +149,12 @@ def _keep(path: Path, world: World) -> None:
     size = world.both.nbytes
     if size > MOST_BYTES:
         return
-    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_oldest(path.parent, MOST_BYTES - size)
         if shutil.disk_usage(path.parent).free > 3 * size:
-            save_file({"both": world.both}, partial)
+            save_file({"both": world.both}, partial, {"sha256": _digest(world.both)})
             os.replace(partial, path)
     except (OSError, SafetensorError):  # no room, or none that may be written: computed again next time
         with contextlib.suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from memgraft import checkpoints
 from memgraft.anchoring import find_anchors
 from memgraft.anchors import Anchors
 from memgraft.answer_layer import AnswerLayer
@@ -313,3 +315,17 @@ def test_resuming_without_a_checkpoint_starts(model: GraftedModel, facts: Path) 
 def test_no_checkpoint_is_written_before_it_is_time(model: GraftedModel, facts: Path) -> None:
     learn(model, facts, message="m", recipe=recipe(), test=False, checkpoints=Checkpoints(store_of(model), every=3600))
     assert not (store_of(model).path / NAME).exists()
+
+
+def test_a_lesson_goes_on_where_no_checkpoint_can_be_written(model: GraftedModel, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, steps = teach(model, facts, recipe())
+    forget(model)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints.files, "write_file", full)
+        with pytest.warns(UserWarning, match="no checkpoint was written: .*no space left.*; the lesson goes on") as warned:
+            assert teach(model, facts, recipe()) == (expected, steps)
+    assert len([each for each in warned if "no checkpoint" in str(each.message)]) == 1

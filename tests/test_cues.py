@@ -190,6 +190,7 @@ def test_twenty_lessons_of_three_cues_each_on_one_name_are_all_open() -> None:
         ({"keys": torch.zeros(3, 5)}, "keys must be torch.float32 of shape (3, 4)"),
         ({"least": torch.tensor([0.5, float("nan"), 0.5])}, "least are not finite"),
         ({"facts": torch.tensor([0, 0, 2])}, "facts must count up from 0 in steps of 1"),
+        ({"least": torch.tensor(0.5)}, "least must have one dimension, got 0"),
         ({"facts": torch.tensor([1, 1, 1])}, "facts must count up from 0 in steps of 1"),
         ({"facts": torch.tensor([0.0, 0.0, 1.0])}, "facts must be torch.int64 of shape (3,)"),
     ],

@@ -24,7 +24,7 @@ from memgraft.examples import Example, Fact, normalise
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.history import History
-from memgraft.learning import effective_usage, learn, prepare
+from memgraft.learning import effective_usage, learn, prepare, usages_of
 from memgraft.persistence import load
 from memgraft.store import MemoryStore
 from memgraft.teaching import IN_LAYERS, Lesson, Recipe, Step, teach
@@ -355,6 +355,16 @@ class TestSeveralLessons:
             model.history = History(store)
             assert (effective_usage(model)["0"].document_frequency_of(written) == batches).all()
             assert (effective_usage(model, "head")["0"].document_frequency_of(written) < batches).any()
+
+    def test_corrections_for_which_the_same_lessons_count_share_what_counts_as_used(self, tmp_path: Path) -> None:
+        model = grafted()
+        learn(model, data_file(tmp_path, FACTS[:1]), message="1", recipe=EVERYWHERE, test=False)
+        batches = [replace(batches_of(FACTS[:1], tmp_path)[0], supersedes=old) for old in (None, "unknown", "head")]
+        none, unknown, head = usages_of(model, batches)
+        assert none is unknown
+        for found, old in ((none, None), (head, "head")):
+            expected = effective_usage(model, old)["0"].tensors("u")
+            assert all(map(torch.equal, found["0"].tensors("u").values(), expected.values()))
 
     def test_what_a_later_lesson_about_something_else_writes_moves_nothing(self, tmp_path: Path) -> None:
         model = grafted()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -176,6 +178,55 @@ def test_two_models_of_one_store_dont_lose_each_others_lessons(folder: Path, tmp
     theirs.save(tmp_path / "theirs")
     MemoryStore.open(tmp_path / "store").merge(MemoryStore.open(tmp_path / "theirs"))
     assert MemoryStore.open(tmp_path / "store").active() == [first.id, second.id]
+
+
+def test_a_refused_save_tells_that_a_new_folder_knows_nothing_of_reverts(folder: Path, tmp_path: Path) -> None:
+    model = grafted(folder)
+    first = lesson(model, 1)
+    model.save(tmp_path / "store")
+    ours, theirs = load(tmp_path / "store"), load(tmp_path / "store")
+    lesson(ours, 2)
+    ours.save(tmp_path / "store")
+    theirs.revert(first.id)
+    with pytest.raises(StoreError, match="and revert again what you reverted"):
+        theirs.save(tmp_path / "store")
+
+
+@pytest.mark.parametrize("pending", [True, False])
+def test_a_store_that_is_gone_is_no_place_to_save(folder: Path, tmp_path: Path, pending: bool) -> None:
+    model = grafted(folder)
+    model.save(tmp_path / "store")
+    shutil.rmtree(tmp_path / "store")
+    commit = lesson(model, 1) if pending else None
+    with pytest.raises(StoreError, match="the store is no longer there; bring it back, or save into another folder"):
+        model.save(tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+    model.save(tmp_path / "other")
+    assert MemoryStore.open(tmp_path / "other").active() == ([commit.id] if commit else [])
+
+
+def test_a_store_stays_where_it_is_when_the_process_goes_elsewhere(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    model = grafted(folder)
+    model.save("store")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    commit = lesson(model, 1)
+    model.save(tmp_path / "store")
+    assert MemoryStore.open(tmp_path / "store").active() == [commit.id]
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_a_copy_of_a_saved_model_has_its_lessons_and_its_store(folder: Path, tmp_path: Path) -> None:
+    model = grafted(folder)
+    first = lesson(model, 1)
+    model.save(tmp_path / "store")
+    copied = copy.deepcopy(load(tmp_path / "store"))
+    assert torch.equal(logits(copied), logits(model))
+    second = lesson(copied, 2)
+    copied.save(tmp_path / "store")
+    assert MemoryStore.open(tmp_path / "store").active() == [first.id, second.id]
+    assert model.history.active() == [first.id]
 
 
 def test_saving_over_something_else_is_refused_and_changes_nothing(folder: Path, tmp_path: Path) -> None:

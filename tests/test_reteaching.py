@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from memgraft import reteaching
 from memgraft.commits import Commit, DataFile
 from memgraft.errors import StoreError, TeachingError
 from memgraft.grafted import GraftedModel
@@ -16,8 +18,9 @@ from memgraft.history import History
 from memgraft.learning import learn
 from memgraft.reteaching import merge, revert
 from memgraft.store import MemoryStore
+from memgraft.store.files import sha256
 from memgraft.teaching import Recipe
-from tests.models import tiny_model, tiny_tokenizer
+from tests.models import random_rows, tiny_model, tiny_tokenizer
 
 RECIPE = Recipe(ranking="all", passes=1, t=None, wordings=2)
 
@@ -119,3 +122,28 @@ def test_a_merge_teaches_what_came_on_top_of_what_is_there(model: GraftedModel, 
     assert messages(store) == ["a", "b"]
     again, nothing = merge(model, MemoryStore.open(tmp_path / "theirs"))
     assert (again.learned, again.conflicts, nothing) == ((), (), {})
+
+
+def test_a_merge_teaches_in_the_order_in_which_lessons_were_learned(
+    model: GraftedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tmp_path / "store", tmp_path / "theirs")
+
+    def lesson(message: str, *slots: int) -> Commit:
+        data = DataFile("jsonl", fact(tmp_path, message).read_bytes())
+        return Commit({"0": random_rows(slots)}, message, RECIPE.model_dump(mode="json"), sha256(data.content), {"seconds": 1.0}, data)
+
+    first, on_top = lesson("c", 2, 9), lesson("d", 1, 9)
+    for store, lessons in (("store", [lesson("a", 1), lesson("b", 2)]), ("theirs", [first, on_top])):
+        MemoryStore.open(tmp_path / store).apply([("learn", each) for each in lessons])
+    model.history = History(MemoryStore.open(tmp_path / "store"))
+    taught: list[str] = []
+
+    def teach_again(model: GraftedModel, lessons: list[Commit], *_: object) -> dict[str, Commit]:
+        taught.extend(each.message for each in lessons)
+        return {}
+
+    monkeypatch.setattr(reteaching, "_teach_again", teach_again)
+    with suppress(StoreError):  # nothing was taught in their place
+        merge(model, MemoryStore.open(tmp_path / "theirs"))
+    assert taught == ["c", "d"]

@@ -22,7 +22,7 @@ def grafted(**settings: Any) -> GraftedModel:
     return test_learning.grafted(answer_layer=None, **settings)
 
 
-DAMAGES = ("cut", "nothing", "other numbers", "other numbers in lower case", "other shape", "other name", "a folder")
+DAMAGES = ("cut", "nothing", "a few other numbers", "other numbers", "other numbers in lower case", "other shape", "other name", "a folder")
 
 
 @pytest.fixture
@@ -91,12 +91,15 @@ def test_what_is_damaged_is_computed_again(damage: str, folder: Path, monkeypatc
             path.write_bytes(content[: len(content) // 2])
         case "nothing":
             path.write_bytes(b"")
+        case "a few other numbers":
+            both[0] = 0
+            worlds.save_file({"both": both}, path, {"sha256": worlds._digest(expected.both)})
         case "other numbers":
             both[:tokens] *= -1
-            worlds.save_file({"both": both}, path)
+            worlds.save_file({"both": both}, path, {"sha256": worlds._digest(both)})
         case "other numbers in lower case":
             both[tokens:] *= -1
-            worlds.save_file({"both": both}, path)
+            worlds.save_file({"both": both}, path, {"sha256": worlds._digest(both)})
         case "other shape":
             worlds.save_file({"both": both[1:]}, path)
         case "other name":

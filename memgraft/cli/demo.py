@@ -10,7 +10,9 @@ import typer
 
 def demo(
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where results go.")] = Path("out/demo"),
-    quick: Annotated[bool, typer.Option("--quick", help="Teach fewer facts. The first run still grafts the model, for some minutes.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Teach fewer facts. The first run still grafts the model, for some minutes.")
+    ] = False,
 ) -> None:
     """See everything once, on a small real model.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,18 +141,20 @@ class StoreReader:
         Args:
             at: a tag, the id of a lesson (right after it was learned), `now` or `start`.
         """
+        return self.sum_of([id for id in self._manifest.active(self._manifest.position(at)) if self.cues(id) is None])
+
+    def sum_of(self, ids: Sequence[str]) -> dict[str, Rows]:
+        """Per value table the fp32 sum, in order, of the changes of these lessons, by their full ids; holds one of them at a time."""
         from memgraft.commits import union_slots
 
-        active = [id for id in self._manifest.active(self._manifest.position(at)) if self.cues(id) is None]
-
         def slots_of(table: str) -> Iterator[Tensor]:
-            for id in active:
+            for id in ids:
                 slots = self.slots(id)
                 if table in slots:
                     yield slots[table]
 
         slots = {table: union_slots(slots_of(table)) for table in self.spec.memory.tables}
-        return lessons.sum_changes((self.changes(id) for id in active), slots, self.spec.memory.hidden_size)
+        return lessons.sum_changes((self.changes(id) for id in ids), slots, self.spec.memory.hidden_size)
 
     def overlaps(self, prefix: str) -> list[lessons.Overlap]:
         """The active lessons learned after this one that texts read with it, at the same slots: what `revert` would report."""

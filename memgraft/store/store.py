@@ -49,8 +49,15 @@ class MemoryStore(StoreReader):
 
     def __init__(self, path: Path, spec: StoreSpec, manifest: Manifest) -> None:
         """For `open` and `create` to call."""
-        super().__init__(path, spec, manifest)
-        self._lock = filelock.FileLock(path / files.LOCK)
+        super().__init__(path.absolute(), spec, manifest)  # wherever the process goes on from here
+        self._lock = filelock.FileLock(self.path / files.LOCK)
+
+    def __reduce__(self) -> tuple[type[MemoryStore], tuple[Path, StoreSpec, Manifest]]:
+        return MemoryStore, (self.path, self.spec, self.manifest)  # a lock belongs to one object
+
+    def exists(self) -> bool:
+        """Whether the folder still is a store."""
+        return (self.path / layout.MANIFEST).is_file()
 
     @classmethod
     def create(
