@@ -320,6 +320,7 @@ def test_no_checkpoint_is_written_before_it_is_time(model: GraftedModel, facts: 
 def test_a_lesson_goes_on_where_no_checkpoint_can_be_written(model: GraftedModel, facts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected, steps = teach(model, facts, recipe())
     forget(model)
+    Checkpoints(store_of(model)).remove()
 
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "no space left on device")

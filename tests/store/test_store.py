@@ -294,11 +294,15 @@ def test_a_store_can_be_made_through_a_link_and_opened_through_one(make: Make, t
     assert MemoryStore.open(tmp_path / "link").verify() == MemoryStore.open(tmp_path / "real").verify() == []
 
 
-def test_a_relative_path_works_from_the_folder_it_is_relative_to(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_means_the_folder_that_it_meant_when_it_was_given(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     store = make(Path("store"))
-    assert store.path == Path("store")
-    assert MemoryStore.open("./store").verify() == []
+    opened = MemoryStore.open("./store")
+    monkeypatch.chdir(tmp_path.parent)
+    assert store.path == opened.path == tmp_path / "store"
+    assert store.verify() == opened.verify() == []
 
 
 def test_what_json_can_not_hold_is_refused_before_anything_is_made(spec: StoreSpec, tmp_path: Path) -> None:
