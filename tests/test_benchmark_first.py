@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ import pytest
 from benchmarks.arms import chosen_arms
 from benchmarks.first import main
 from benchmarks.measurement import taught_rows
+from benchmarks.neighbours import Known
+from benchmarks.recipe.bench import Bench
+from benchmarks.recipe.stream import stream_rows
 from benchmarks.recombined import recombined
 from benchmarks.relations import relations
 from benchmarks.selection import Selection, select_facts
@@ -180,3 +184,16 @@ def test_recombined_facts_are_about_nobody_in_the_data_and_take_their_answers_fr
     assert subjects["P36"] == subjects["P50"] == ["Ada Turing", "Grace Turing", "Alan Lovelace", "Anna Brewster Hopper"]
     assert all(row["answers"][0].endswith(row["relation"]) for row in made)
     assert len(taught_rows(made, Selection(taught=(0, 7), control=()))) == 2
+
+
+def test_a_stream_goes_on_with_recombined_facts_once_the_data_set_s_own_are_used_up() -> None:
+    names = [f"{first} {last}" for first in ("Ada", "Grace", "Alan") for last in ("Lovelace", "Hopper", "Turing")][:7]
+    rows = [{"relation": "P50", "question": relations()["P50"].test.replace("{s}", name), "answers": [name]} for name in names]
+    bench = Bench(SimpleNamespace(rows=rows, workshop=SimpleNamespace(tokenizer=None)), Path())
+    bench.known = lambda questions: [Known("", 0.0, 0.0) for _ in questions]
+    assert len(bench.rows) > len(rows)
+    chosen = stream_rows(bench, len(bench.rows), seed=0)
+    assert set(chosen[: len(rows)]) == set(range(len(rows)))
+    assert set(chosen) == set(range(len(bench.rows)))
+    with pytest.raises(DataError, match="too few for --stream-facts"):
+        stream_rows(bench, len(bench.rows) + 1, seed=0)

@@ -76,7 +76,7 @@ def stream_rows(bench: Bench, count: int, seed: int) -> list[int]:
     for numbers in (*(rows_of(bench.study.rows, split) for split in SPLITS), made):
         random.Random(seed).shuffle(numbers)
         for number, known in zip(numbers, bench.known([bench.question(number) for number in numbers]), strict=True):
-            question = bench.study.rows[number]["question"]
+            question = bench.rows[number]["question"]
             if known.f1 == 0 and question not in asked:
                 asked.add(question)
                 found.append(number)
