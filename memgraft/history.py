@@ -178,14 +178,18 @@ class History:
         if not self._pending:
             return
         with self.store.lock():
-            if not self.current():
+            there = MemoryStore.open(self.store.path)
+            if there.active() == self.active() != self._stored:  # saved, but interrupted before it was noted here
+                self.store = there
+            elif there.active() != self._stored:
                 reverted = any(op == "revert" for op, _ in self._pending)
                 raise StoreError(
                     f"{self.store.path}: another process changed the store since it was loaded; nothing was changed: "
                     f"load it again, or save into a new folder and add that with `memgraft merge`"
                     + (", and revert again what you reverted, of which a new folder knows nothing" if reverted else "")
                 )
-            self.store.apply(self._pending)
+            else:
+                self.store.apply(self._pending)
         self._pending, self._stored = [], self.active()
         for id, commit in self._active.items():
             if commit is not None:  # from now on the store has it

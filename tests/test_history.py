@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ import torch
 from memgraft.commits import Commit, Rows, sum_rows
 from memgraft.errors import StoreError
 from memgraft.history import History
-from memgraft.store import MemoryStore, files
+from memgraft.store import MemoryStore, files, folder
 from memgraft.store.reading import StoreReader
 from tests.models import HIDDEN, fill, random_rows, tiny_graft
 
@@ -197,6 +198,28 @@ class TestSaving:
         theirs.learn(THIRD)
         theirs.save()
         assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id, THIRD.id]
+
+    def test_that_was_interrupted_after_the_stores_change_goes_on(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        history = History(store(tmp_path / "store"))
+        history.learn(FIRST)
+        commit_change = folder.commit_change
+
+        def interrupted(*arguments: Any) -> None:
+            commit_change(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(folder, "commit_change", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                history.save()
+        assert MemoryStore.open(tmp_path / "store").active() == [FIRST.id]
+        assert not history.saved
+        history.save()
+        assert history.saved
+        assert state(history) == state(learned(FIRST))
+        history.learn(SECOND)
+        history.save()
+        assert [entry.commit for entry in MemoryStore.open(tmp_path / "store").history()] == [FIRST.id, SECOND.id]
 
     def test_goes_on_where_only_tags_came_or_lessons_came_and_went(self, tmp_path: Path) -> None:
         history = History(store(tmp_path / "store"))
