@@ -6,6 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+from torch import Tensor
+
 from memgraft.commits import Commit, DataFile, Rows, sum_rows
 from memgraft.cues import Cues
 from memgraft.errors import StoreError
@@ -86,12 +88,13 @@ class History:
     def overlaps(self, commit: Commit, others: Sequence[str]) -> tuple[Overlap, ...]:
         """Which of the other active lessons are read together with this one."""
         closed = closed_facts({**self._records(), commit.id: commit.record})  # it may be about to be learned
+        messages = {entry.commit: entry.message for entry in self.store.history()} if self.store is not None else {}
+        messages |= {id: known.message for id, known in self._active.items() if known is not None}
         own, found = still_open(commit.cues, closed[commit.id]), []
         for id in others:
             if not read_together(own, still_open(self.cues(id), closed[id])):
                 continue
-            other = self.commit(id)
-            overlap = overlap_of(id, other.message, commit.changes, {name: rows.slots for name, rows in other.changes.items()})
+            overlap = overlap_of(id, messages[id], commit.changes, self._slots(id))
             if overlap is not None:
                 found.append(overlap)
         return tuple(found)
@@ -156,6 +159,13 @@ class History:
         content = self.store.content(id)
         self._read_cues[id] = content.cues  # these, so that they are not in memory twice where the model reads them on the same device
         return content.changes, content.cues
+
+    def _slots(self, id: str) -> dict[str, Tensor]:
+        known = self._active[id]
+        if known is not None:
+            return {name: rows.slots for name, rows in known.changes.items()}
+        assert self.store is not None
+        return self.store.slots(id)
 
     def _record(self, id: str) -> Mapping[str, Any]:
         known = self._active[id]

@@ -88,6 +88,15 @@ def test_a_revert_reports_the_later_lessons_on_its_slots_with_the_size_of_what_t
     assert learned(FIRST, SECOND).revert(SECOND.id).overlaps == ()
 
 
+def test_a_revert_reports_the_same_of_lessons_that_are_in_a_store(tmp_path: Path) -> None:
+    history = History(store(tmp_path / "store"))
+    for commit in (FIRST, SECOND, THIRD):
+        history.learn(commit)
+    history.save()
+    expected = learned(FIRST, SECOND, THIRD).revert(FIRST.id)
+    assert History(MemoryStore.open(tmp_path / "store")).revert(FIRST.id) == history.revert(FIRST.id) == expected
+
+
 def test_slots_of_another_table_dont_overlap() -> None:
     assert learned(FIRST, lesson("other table", 1, 2, 3, table="1")).revert(FIRST.id).overlaps == ()
 
