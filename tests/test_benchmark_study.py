@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import architectures, behind_cues, core_sets, cue_rates, depths, generation, pareto, pretraining
+from benchmarks import architectures, behind_cues, core_sets, cue_rates, depths, generation, lost, pareto, pretraining
 from benchmarks import study as studies
 from benchmarks.documents import STATEMENTS_EACH, select_statements, states_answer
 from benchmarks.figure import draw
@@ -220,10 +220,18 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     asked = [len(visit["probes"]) for visit in lines(next((tmp_path / "cache" / "recipe").glob("stream-*.jsonl"))) if "facts" in visit]
     assert len(asked) == 5, "a point that is asked otherwise is another one"
     visits_file = next((tmp_path / "cache" / "recipe").glob("stream-*.jsonl"))
+    store, why = str(visits_file.with_suffix("")), ["--data", str(data), "-o", str(tmp_path / "lost")]
+    assert lost.main([store, *why]) == 0
+    wrong = json.loads((tmp_path / "lost" / "summary.json").read_text(encoding="utf-8"))
+    assert wrong["facts"] == 5
+    assert all(each["read"] in ("nothing", "its own", "another") and min(each["then"], each["now"]) < 1 for each in wrong["wrong"])
+    assert "Of 5 facts, each a lesson of its own" in results(tmp_path)
     visits_file.rename(visits_file.with_suffix(".lost"))
     capsys.readouterr()
     assert recipe.main([*own, "--parts", "stream", "--stream-facts", "6"]) == 1
     assert "5 lessons that a stream of 6 facts does not begin with" in capsys.readouterr().err
+    assert lost.main([store, *why]) == 1
+    assert "5 lessons, but 0 visits beside it" in capsys.readouterr().err
 
 
 def test_parts_are_pooled_over_the_seeds_of_the_latest_settings() -> None:

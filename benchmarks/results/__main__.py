@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results.others import architectures, behind_cues, core_sets, cue_rates, depths, first, generation, gpu
+from benchmarks.results.others import architectures, behind_cues, core_sets, cue_rates, depths, first, generation, gpu, lost
 from benchmarks.results.recipe import recipe
 from benchmarks.results.studies import rows_a_fact, study
 from benchmarks.study import Sizes
@@ -54,6 +54,7 @@ def results(folder: Path) -> str:
             parts += gpu(folder / "h100")
     parts.append(first(folder / "first" / "summary.json"))
     parts += recipe(folder / "recipe" / "summary.json")
+    parts.append(lost(folder / "lost" / "summary.json"))
     parts += architectures(folder / "architectures" / "summary.json")
     parts.append(cue_rates(folder / "cues" / "summary.json"))
     parts += depths(folder / "depths")

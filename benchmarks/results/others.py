@@ -187,3 +187,27 @@ def generation(path: Path) -> str:
                 times = [f"{each['seconds']:.2f}", f"{each['base seconds']:.2f}", f"{each['ratio']:.2f}"]
                 rows.append([plain(store["model"]), f"{store['lessons']:,}", f"{store['facts']:,}", name, opened, *times])
     return title + about + table(columns, rows)
+
+
+def lost(path: Path) -> str:
+    title = f"## Facts of a stream that are wrong\n\n`python -m benchmarks.lost STORE` → `{path.as_posix()}`\n\n"
+    if not path.exists():
+        return title + "Not run yet."
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    about = (
+        f"Of {summary['facts']:,} facts, each a lesson of its own, those that are not fully right in the end, and what is read at the last "
+        "token of their question, where the answer should begin: nothing, because their own lesson is closed or although it is open, "
+        "their own lesson, or another one.\n\n"
+    )
+    groups: dict[str, list[Any]] = {"worse than right after their lesson": [], "as wrong as right after it, or less": []}
+    for each in summary["wrong"]:
+        groups["worse than right after their lesson" if each["now"] < each["then"] else "as wrong as right after it, or less"].append(each)
+    rows = []
+    for name, wrong in groups.items():
+        nothing = [each["open"] for each in wrong if each["read"] == "nothing"]
+        others = [each["other relation"] == each["relation"] for each in wrong if each["read"] == "another"]
+        own = sum(each["read"] == "its own" for each in wrong)
+        counts = (len(wrong), nothing.count(False), nothing.count(True), own, others.count(True), others.count(False))
+        rows.append([name, *map(str, counts)])
+    columns = ["", "facts", "nothing, closed", "nothing, open", "its own", "another of the same relation", "another of another relation"]
+    return title + about + table(columns, rows)
