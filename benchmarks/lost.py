@@ -1,4 +1,4 @@
-"""Why facts of a stream are not answered: which lesson is read where the answer should begin, of those that are wrong or went wrong.
+"""Why facts of a stream are not answered: which lessons are read where the answer should begin, of those that are wrong or went wrong.
 
     python -m benchmarks.lost STORE --data FOLDER      # results/lost/summary.json, 0.2 seconds a fact
 
@@ -70,21 +70,19 @@ def asked_again(grafted: GraftedModel, rows: Sequence[Mapping[str, Any]], visits
         if min(now, visit["f1"]) < 1:
             is_open, read = read_at_the_end(grafted, prompt)
             found = {"row": int(visit["id"]), "lesson": lesson, "relation": row["relation"], "then": round(visit["f1"], 4), "now": now}
-            found |= {"open": lesson in is_open, "read": "nothing" if read is None else "its own" if read == lesson else "another"}
-            if read is not None and read != lesson:
-                found |= {"other lesson": read, "other relation": asked[read]["relation"]}
+            found |= {"open": lesson in is_open, "read": read, "of relations": [asked[each]["relation"] for each in read]}
             wrong.append(found)
     return wrong
 
 
 @torch.no_grad()
-def read_at_the_end(grafted: GraftedModel, prompt: str) -> tuple[set[int], int | None]:
-    """The places of the active lessons that are open at a prompt's last token, and of the one that is read there."""
+def read_at_the_end(grafted: GraftedModel, prompt: str) -> tuple[set[int], list[int]]:
+    """The places of the active lessons that are open at a prompt's last token, and of those that are read there."""
     grafted.base(**grafted.tokenizer(prompt, return_tensors="pt").to(grafted.device))
     active = grafted.history.active()
     places = [active.index(id) for id in grafted.history.scoped()]
     is_open = {places[number] for number, tokens in grafted.opened.items() if bool(tokens[0, -1])}
-    return is_open, next((places[number] for number, at in grafted.answered.items() if int(at[0, -1]) >= 0), None)
+    return is_open, sorted(places[number] for number, at in grafted.answered.items() if int(at[0, -1]) >= 0)
 
 
 if __name__ == "__main__":

@@ -196,18 +196,19 @@ def lost(path: Path) -> str:
     summary = json.loads(path.read_text(encoding="utf-8"))
     about = (
         f"Of {summary['facts']:,} facts, each a lesson of its own, those that are not fully right in the end, and what is read at the last "
-        "token of their question, where the answer should begin: nothing, because their own lesson is closed or although it is open, "
-        "their own lesson, or another one.\n\n"
+        "token of their question, where the answer should begin: nothing, because their own lesson is closed or although it is open; "
+        "their own lesson, alone or with others; or others only.\n\n"
     )
-    groups: dict[str, list[Any]] = {"worse than right after their lesson": [], "as wrong as right after it, or less": []}
+    groups: dict[str, list[Any]] = {"worse than right after their lesson": [], "as right after it, or better": []}
     for each in summary["wrong"]:
-        groups["worse than right after their lesson" if each["now"] < each["then"] else "as wrong as right after it, or less"].append(each)
+        groups["worse than right after their lesson" if each["now"] < each["then"] else "as right after it, or better"].append(each)
+    columns = ["", "facts", "nothing, closed", "nothing, open", "its own", "its own and others", "others of its relation", "of another"]
     rows = []
     for name, wrong in groups.items():
-        nothing = [each["open"] for each in wrong if each["read"] == "nothing"]
-        others = [each["other relation"] == each["relation"] for each in wrong if each["read"] == "another"]
-        own = sum(each["read"] == "its own" for each in wrong)
-        counts = (len(wrong), nothing.count(False), nothing.count(True), own, others.count(True), others.count(False))
+        silent = [each["open"] for each in wrong if not each["read"]]
+        own = [len(each["read"]) for each in wrong if each["lesson"] in each["read"]]
+        others = [each["relation"] in each["of relations"] for each in wrong if each["read"] and each["lesson"] not in each["read"]]
+        alone = own.count(1)
+        counts = (len(wrong), silent.count(False), silent.count(True), alone, len(own) - alone, others.count(True), others.count(False))
         rows.append([name, *map(str, counts)])
-    columns = ["", "facts", "nothing, closed", "nothing, open", "its own", "another of the same relation", "another of another relation"]
     return title + about + table(columns, rows)
