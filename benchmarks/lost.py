@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         visits = [visit for id, visit in read_runs(options.store.with_suffix(".jsonl")).items() if id.isdecimal()]
         if len(visits) != len(grafted.history.active()):
             lessons = len(grafted.history.active())
-            raise DataError(f"{options.store}: {lessons} lessons, but {len(visits)} visits beside it: it is no store of a stream")
+            raise DataError(f"{options.store}: {lessons} lessons, but {len(visits)} visits beside it: it is no stream's store, or not done")
         found = asked_again(grafted, [*rows, *recombined(rows)], visits)
     except MemgraftError as error:
         print(f"error: {error}", file=sys.stderr)

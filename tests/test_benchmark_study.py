@@ -224,8 +224,10 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     assert lost.main([store, *why]) == 0
     wrong = json.loads((tmp_path / "lost" / "summary.json").read_text(encoding="utf-8"))
     assert wrong["facts"] == 5
+    assert wrong["wrong"], "a tiny random model learned all, so that the next line shows nothing"
     assert all(len(each["read"]) == len(each["of relations"]) and min(each["then"], each["now"]) < 1 for each in wrong["wrong"])
     assert "Of 5 facts, each a lesson of its own" in results(tmp_path)
+    assert "| 1 to 5 |" in results(tmp_path)
     visits_file.rename(visits_file.with_suffix(".lost"))
     capsys.readouterr()
     assert recipe.main([*own, "--parts", "stream", "--stream-facts", "6"]) == 1

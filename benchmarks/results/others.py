@@ -211,4 +211,14 @@ def lost(path: Path) -> str:
         alone = own.count(1)
         counts = (len(wrong), silent.count(False), silent.count(True), alone, len(own) - alone, others.count(True), others.count(False))
         rows.append([name, *map(str, counts)])
-    return title + about + table(columns, rows)
+    return title + about + table(columns, rows) + "\n\nF1 by when a fact was taught:\n\n" + _by_thousands(summary)
+
+
+def _by_thousands(summary: Mapping[str, Any]) -> str:
+    rows = []
+    for first in range(0, summary["facts"], 1000):
+        last = min(first + 1000, summary["facts"])
+        wrong = [each for each in summary["wrong"] if first <= each["lesson"] < last]
+        scores = (1 - sum(1 - each[when] for each in wrong) / (last - first) for when in ("then", "now"))
+        rows.append([f"{first + 1:,} to {last:,}", *(f"{score:.3f}" for score in scores)])
+    return table(["facts", "right after their lesson", "in the end"], rows)
