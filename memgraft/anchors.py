@@ -99,6 +99,18 @@ class Opened(NamedTuple):
 
     facts: Tensor  # (F,) int64, as the lesson's cues number them
     tokens: Tensor  # (B, T, F) bool: at which tokens each is
+    said: Tensor | None = None  # (B, T, F) fp32: how fully its name was said, where several lessons are open; see `memgraft.cues.Cues.said`
+    places: Tensor | None = None  # (B, T, F) int64: at which token that was
+
+    def part(self, rows: slice, columns: slice) -> Opened:
+        """Of these sequences and tokens alone."""
+        said, places = (None if each is None else each[rows, columns].clone() for each in (self.said, self.places))
+        return Opened(self.facts, self.tokens[rows, columns].clone(), said, places)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that is told by token."""
+        return sum(each.nbytes for each in (self.tokens, self.said, self.places) if each is not None)
 
 
 def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Tensor, open_NF: Tensor) -> tuple[Tensor, Tensor]:

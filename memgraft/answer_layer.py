@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memgraft.anchors import BEGINS, GOES_ON, Opened, nearest
+from memgraft.anchors import BEGINS, GOES_ON, Anchors, Opened, nearest
 from memgraft.calibration import random_directions, whitening
 from memgraft.competing import Near, undisputed
 from memgraft.cues import Cues
@@ -97,7 +97,7 @@ class AnswerLayer(nn.Module):
             above = torch.full(open_BT.shape, -1.0, device=hidden_states.device)
             hidden = hidden_states[open_BT]
             at[open_BT], above[open_BT] = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
-            near[number] = Near(at, above)
+            near[number] = Near(at, above, *_last_said(at, anchors, opened, facts))
         return undisputed(near, {number: cues for number, (cues, _) in lessons.items()})
 
     def forward(self, hidden_states: Tensor, reads: Sequence[tuple[ValueTable, Tensor]]) -> Tensor:
@@ -113,6 +113,16 @@ class AnswerLayer(nn.Module):
                 y.requires_grad_(True)
             self.on_read(y)
         return (y * self.scale).to(hidden_states.dtype)
+
+
+def _last_said(at_BT: Tensor, anchors: Anchors, opened: Opened, facts: Tensor) -> tuple[Tensor, Tensor]:
+    """How fully the name was said of the fact whose anchor each token is at, and where, both (B, T). As it stands or in lower case."""
+    if opened.said is None or opened.places is None:
+        return torch.zeros(at_BT.shape, device=at_BT.device), at_BT.new_full(at_BT.shape, -1)
+    own_BTF = anchors.facts[at_BT.clamp(min=0)][..., None] == facts
+    own_BTF &= opened.tokens.to(at_BT.device)
+    said = opened.said.to(at_BT.device).masked_fill(~own_BTF, -torch.inf).max(-1)
+    return said.values, opened.places.to(at_BT.device).gather(-1, said.indices[..., None])[..., 0]
 
 
 class Asked(NamedTuple):

@@ -1,9 +1,9 @@
 """Which of several lessons answers, where one token is at an anchor of each.
 
-The one whose anchor the token exceeds most, as among the facts of one lesson. Facts that another one's question opens by chance, since its
-subject's name has theirs in it ("LOVE" and "The Alternative to Love"), would else answer beside the fact that was asked for. Only facts
-of one subject, each of which names the other's nearly in full, add up: a fact that is taught again, with another answer, is asked for by
-the same questions, and was taught with the earlier one open.
+Of facts whose names were heard in one place, as those of namesakes are ("Leo Wardrup" and "Ada Wardrup") and those of a subject whose name
+has another's in it ("The Alternative to Love"), the one whose name was said most fully; else, and where names were heard in several places,
+the one whose anchor the token exceeds most, as among the facts of one lesson. Only facts of one subject add up: a fact that is taught
+again, with another answer, is asked for by the same questions, and was taught with the earlier one open.
 
 Shape suffixes: B sequences, T tokens, L lessons.
 """
@@ -18,12 +18,17 @@ from torch import Tensor
 
 from memgraft.cues import Cues
 
+ONE_PLACE = 8  # tokens within which names were heard in one place
+AS_FULLY = 0.15  # names that are said less fully than the best one by no more than this are said as fully
+
 
 class Near(NamedTuple):
     """The anchors of a lesson that tokens are at."""
 
     at: Tensor  # (B, T) int64, -1 for none
     above: Tensor  # (B, T) fp32: by how much a token's cosine exceeds the anchor's least one; not above 0 where there is none
+    said: Tensor  # (B, T) fp32: how fully the name of the anchor's fact was said (`memgraft.cues.Cues.said`)
+    places: Tensor  # (B, T) int64: at which token that was
 
 
 def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, Tensor]:
@@ -37,15 +42,17 @@ def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, 
     if len(found) < 2:
         return found
     numbers = list(found)
-    above_LBT = torch.stack([near[number].above for number in numbers])
+    above_LBT, said_LBT, places_LBT = (torch.stack([near[number][field] for number in numbers]) for field in (1, 2, 3))
     found = {number: at.clone() for number, at in found.items()}
     same: dict[tuple[int, int, int, int], bool] = {}
     for sequence, token in ((above_LBT > 0).sum(0) > 1).nonzero().tolist():
-        above = above_LBT[:, sequence, token]
-        first = numbers[int(above.argmax())]
-        for place in (above > 0).nonzero()[:, 0].tolist():
+        above = above_LBT[:, sequence, token].tolist()
+        rivals = [place for place, value in enumerate(above) if value > 0]
+        best = _asked_for(rivals, above, said_LBT[:, sequence, token].tolist(), places_LBT[:, sequence, token].tolist())
+        first = numbers[best]
+        for place in rivals:
             other = numbers[place]
-            if above[place] == above.max():
+            if above[place] == above[best]:
                 continue
             facts = [cues[number].fact_at(int(near[number].at[sequence, token])) for number in (first, other)]
             pair = (first, facts[0], other, facts[1])
@@ -54,3 +61,16 @@ def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, 
             if not same[pair]:
                 found[other][sequence, token] = -1
     return {number: at for number, at in found.items() if bool((at >= 0).any())}
+
+
+def _asked_for(rivals: list[int], above: list[float], said: list[float], places: list[int]) -> int:
+    """The one of the rivals that is asked for."""
+    winners: list[int] = []
+    waiting = sorted(rivals, key=lambda each: places[each])
+    while waiting:
+        here = [waiting.pop()]
+        while waiting and places[here[-1]] - places[waiting[-1]] <= ONE_PLACE:
+            here.append(waiting.pop())
+        most = max(said[each] for each in here)
+        winners.append(max((each for each in here if said[each] >= most - AS_FULLY), key=lambda each: above[each]))
+    return max(winners, key=lambda each: above[each])

@@ -7,6 +7,9 @@ came up. Where none did, the model is the base model, bit for bit. Edits with a 
 2206.06520), GRACE (Hartvigsen et al. 2023, arXiv 2211.11031). Here a scope is a handful of key vectors a fact, and lasts from where
 they were heard to the end of the sequence.
 
+Namesakes share cues: of the Wardrups, Leo and Ada, either's open the memory for the other. Which of two is spoken of is told by how
+fully each one's name was said (`Cues.said`), for which the keys of all its tokens are kept, those too that open nothing.
+
 Shape suffixes: B sequences, T tokens, N tokens of several sequences, C cues, A of them, P query width, M cues kept a token, F facts of
 which something was heard.
 """
@@ -26,6 +29,8 @@ from memgraft.precision import in_own_precision
 
 ENOUGH = 0.6  # share of a fact's cues that opens the memory
 ALIKE = 0.75  # share of a fact's cues that are heard in another one's where both are of the same subject
+SAME = 0.55  # cosine from which tokens of two names are the same one: of 36 pairs of namesakes no more than .52, of a name and itself .59
+SAID = 0.5  # cosine with a token of a name from which this speaks for its having been said; below it against, by a quarter of that
 REACH = 16  # tokens within which they must be heard: the words of a name stand together
 KEPT = 1024  # cues, of all lessons, that one token can be at the same time: some 300 facts may be about one name
 AT_ONCE = 1 << 24  # cosines that are computed at once, 64 MiB of them
@@ -37,10 +42,10 @@ _ANCHORS = "anchors."  # how names of tensors start that are not the cues' own
 
 @dataclass(frozen=True, eq=False)
 class Cues:
-    """The cues of facts, fact by fact: where a lesson is read."""
+    """The cues of facts, fact by fact: where a lesson is read. Among them the other tokens of a fact's name, which open nothing."""
 
     keys: Tensor  # (C, P) fp32 of unit length: the query of a token that is the cue
-    least: Tensor  # (C,) fp32: cosine with its key above which a token is the cue
+    least: Tensor  # (C,) fp32: cosine with its key above which a token is the cue; `NEVER`: it opens nothing
     facts: Tensor  # (C,) int64: of which fact; 0, …, 0, 1, …, 1, 2, …
     anchors: Anchors | None = None  # at which tokens, once open; None: at all. Of n facts cue facts i and n + i are both fact i
 
@@ -68,6 +73,11 @@ class Cues:
     @property
     def fact_count(self) -> int:
         return int(self.facts[-1]) + 1 if len(self) else 0
+
+    @property
+    def opens(self) -> Tensor:
+        """(C,) bool: those that open something."""
+        return self.least < NEVER
 
     def to(self, device: torch.device) -> Cues:
         """The same on a device."""
@@ -158,8 +168,33 @@ class Cues:
         lately = times[:, REACH:] > times[:, :tokens]
         facts, fact = self.facts[there].unique(return_inverse=True)
         heard = torch.zeros(batch, tokens, len(facts), device=heard_BTM.device).index_add_(2, fact, lately.float())
-        enough = ENOUGH * torch.bincount(self.facts)[facts]
+        enough = ENOUGH * torch.bincount(self.facts[self.opens])[facts]
         return facts, (heard >= enough - 1e-3).cumsum(1) > 0
+
+    def said(self, fact: int, queries_BTP: Tensor, there_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """How fully a fact's name was said where its cues were last heard, and where that was.
+
+        A name that has more tokens, or that fits better, is said more fully than one that shares only some of them. What was said before
+        is left aside: the last mention counts.
+
+        Returns:
+            (B, T) fp32, and (B, T) int64: the token by which enough cues were heard, -1 where there was none so far.
+
+        Args:
+            there_BT: bool, False at tokens that are not there.
+        """
+        own = (self.facts == fact).nonzero()[:, 0]
+        opens = self.opens[own]
+        with in_own_precision(queries_BTP):
+            cosines = queries_BTP @ self.keys[own].T  # (B, T, A)
+        if there_BT is not None:
+            cosines = cosines.masked_fill(~there_BT[..., None], -1.0)
+        is_cue = cosines[..., opens] > self.least[own][opens]
+        heard = _highest_lately(is_cue.float()).sum(-1) >= ENOUGH * int(opens.sum()) - 1e-3
+        places = torch.where(heard & is_cue.any(-1), torch.arange(heard.shape[1], device=heard.device), -1).cummax(1).values
+        speaks = _highest_lately(cosines) - SAID
+        fully = (speaks.clamp(min=0) + speaks.clamp(max=0) / 4).sum(-1)
+        return fully.gather(1, places.clamp(min=0)), places
 
     def meets(self, other: Cues) -> bool:
         """Whether a text about a fact of one may read the other, as far as their own cues and anchors tell; closed facts don't count."""
@@ -171,7 +206,7 @@ class Cues:
         with in_own_precision(self.keys):
             if not bool((other.keys @ self.keys.T > self.least).any()):
                 return False
-        lively = other.facts[other.least < NEVER].unique().tolist()
+        lively = other.facts[other.opens].unique().tolist()
         return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in lively)
 
     def fact_at(self, anchor: int) -> int:
@@ -180,20 +215,35 @@ class Cues:
         return int(self.anchors.facts[anchor])
 
     def same_subject(self, fact: int, other: Cues, other_fact: int) -> bool:
-        """Whether naming either fact's subject is naming the other's, nearly in full. Facts are numbered as by `fact_at`."""
-        return self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
+        """Whether both facts are of one subject: their names have the same tokens. Facts are numbered as by `fact_at`.
+
+        Names are found in wordings and may be longer in some: where one has all tokens of the other, nearly all cues of either must be
+        heard in the other.
+        """
+        covered = [
+            (float(alike.amax(1).min()), float(alike.amax(0).min()))
+            for alike in (
+                self._name(own) @ other._name(its).to(self.keys.device).T for own in self._groups(fact) for its in other._groups(other_fact)
+            )
+        ]
+        if any(min(each) >= SAME for each in covered):
+            return True
+        return any(max(each) >= SAME for each in covered) and self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
+
+    def _name(self, group: int) -> Tensor:
+        return self.keys[self.facts == group]
 
     def _names(self, fact: int, other: Cues, other_fact: int) -> bool:
         """Whether nearly all cues of the other fact are heard in those of this one, as they stand or in lower case."""
         for group in self._groups(fact):
-            heard = other.heard(self.keys[self.facts == group][None].to(other.keys.device)).unique()
+            heard = other.heard(self._name(group)[None].to(other.keys.device)).unique()
             for wanted in map(other._cues_of, other._groups(other_fact)):
                 if len(wanted) and int(torch.isin(wanted, heard).sum()) >= ALIKE * len(wanted):
                     return True
         return False
 
     def _cues_of(self, group: int) -> Tensor:
-        return (self.facts == group).nonzero()[:, 0]
+        return ((self.facts == group) & self.opens).nonzero()[:, 0]
 
     def _groups(self, fact: int) -> list[int]:
         assert self.anchors is not None
@@ -205,11 +255,20 @@ class Cues:
         return replace(self, least=self.least.masked_fill(closed, NEVER))
 
 
+def _highest_lately(values_BTA: Tensor) -> Tensor:
+    """(B, T, A): the highest value of the last `REACH` tokens."""
+    if not values_BTA.numel():
+        return values_BTA
+    padded = F.pad(values_BTA.transpose(1, 2), (REACH - 1, 0), value=-1.0)
+    return F.max_pool1d(padded, REACH, stride=1).transpose(1, 2)
+
+
 class Scopes:
     """The cues of several lessons together, each of which is open where one of its own facts is."""
 
     def __init__(self, lessons: Sequence[Cues], width: int) -> None:
-        self.cues = Cues.joined(lessons, width)
+        self.lessons = list(lessons)
+        self.cues = _that_open(Cues.joined(lessons, width))
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
@@ -222,23 +281,49 @@ class Scopes:
             self.cues, self._lesson, self._first = self.cues.to(device), self._lesson.to(device), self._first.to(device)
         return self
 
-    def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None) -> dict[int, Opened]:
-        """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there."""
-        mask_BT = None if mask_BT is None else mask_BT.to(heard_BTM.device)
-        if mask_BT is not None and mask_BT.shape == heard_BTM.shape[:2]:
-            heard_BTM = heard_BTM.masked_fill(~mask_BT.bool()[..., None], -1)
-        if mask_BT is not None and mask_BT.shape == heard_BTM.shape[:2] and bool((mask_BT.int().diff(dim=1) < 0).any()):
-            # Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
-            order_BT = mask_BT.bool().int().argsort(dim=1, stable=True)
-            moved_BTM = heard_BTM.gather(1, order_BT[..., None].expand_as(heard_BTM))
-            facts, moved_BTF = self.cues.open_facts(moved_BTM)
-            open_BTF = torch.zeros_like(moved_BTF).scatter_(1, order_BT[..., None].expand_as(moved_BTF), moved_BTF)
-        else:
-            facts, open_BTF = self.cues.open_facts(heard_BTM)
+    def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None, queries_BTP: Tensor | None = None) -> dict[int, Opened]:
+        """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there.
+
+        Args:
+            queries_BTP: of the tokens, by which is told how fully the names of facts were said where several lessons are open.
+        """
+        there_BT = None if mask_BT is None or mask_BT.shape != heard_BTM.shape[:2] else mask_BT.to(heard_BTM.device).bool()
+        order_BT = None
+        if there_BT is not None:
+            heard_BTM = heard_BTM.masked_fill(~there_BT[..., None], -1)
+            if bool((there_BT.int().diff(dim=1) < 0).any()):
+                # Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
+                order_BT = there_BT.int().argsort(dim=1, stable=True)
+                heard_BTM, there_BT = _in_order(heard_BTM, order_BT), there_BT.gather(1, order_BT)
+                queries_BTP = None if queries_BTP is None else _in_order(queries_BTP, order_BT)
+        facts, open_BTF = self.cues.open_facts(heard_BTM)
         somewhere = open_BTF.any(1).any(0)
         facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
         lessons = self._lesson[facts]
-        return {
+        opened = {
             lesson: Opened(facts[lessons == lesson] - self._first[lesson], open_BTF[..., lessons == lesson])
             for lesson in lessons.unique().tolist()
         }
+        if queries_BTP is not None and len(opened) > 1:
+            opened = {lesson: self._with_said(lesson, each, queries_BTP, there_BT) for lesson, each in opened.items()}
+        return opened if order_BT is None else {lesson: _back(each, order_BT) for lesson, each in opened.items()}
+
+    def _with_said(self, lesson: int, opened: Opened, queries_BTP: Tensor, there_BT: Tensor | None) -> Opened:
+        cues = self.lessons[lesson].to(queries_BTP.device)
+        found = [cues.said(fact, queries_BTP, there_BT) for fact in opened.facts.tolist()]
+        return opened._replace(said=torch.stack([fully for fully, _ in found], -1), places=torch.stack([places for _, places in found], -1))
+
+
+def _that_open(cues: Cues) -> Cues:
+    return Cues(cues.keys[cues.opens], cues.least[cues.opens], cues.facts[cues.opens])
+
+
+def _in_order(values_BTN: Tensor, order_BT: Tensor) -> Tensor:
+    return values_BTN.gather(1, order_BT[..., None].expand_as(values_BTN))
+
+
+def _back(opened: Opened, order_BT: Tensor) -> Opened:
+    """The inverse of `_in_order`, of all that is told by token."""
+    inverse_BT = order_BT.argsort(dim=1)
+    said, places = (None if each is None else _in_order(each, inverse_BT) for each in (opened.said, opened.places))
+    return Opened(opened.facts, _in_order(opened.tokens, inverse_BT), said, places)

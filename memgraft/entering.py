@@ -45,7 +45,7 @@ class Entered(NamedTuple):
 
     def part(self, rows: slice, tokens: int) -> Entered:
         """Of these sequences alone, without the columns behind the first `tokens`."""
-        opened = {number: Opened(each.facts, each.tokens[rows, :tokens].clone()) for number, each in self.open.items()}
+        opened = {number: each.part(rows, slice(tokens)) for number, each in self.open.items()}
         return Entered(self.hidden_states[rows, :tokens].clone(), {number: each for number, each in opened.items() if each.tokens.any()})
 
 
@@ -94,7 +94,7 @@ class FrozenPrefix:
         return Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
 
     def _keep(self, key: tuple[int, int], entered: Entered) -> Entered:
-        size = entered.hidden_states.nbytes + sum(opened.tokens.nbytes for opened in entered.open.values())
+        size = entered.hidden_states.nbytes + sum(opened.nbytes for opened in entered.open.values())
         if size <= self.budget:
             self.budget -= size
             self.kept[key] = Entered(entered.hidden_states.cpu(), entered.open)

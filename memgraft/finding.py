@@ -1,20 +1,22 @@
 """Finding the cues of facts: the tokens whose states recur in every wording of a fact and hardly anywhere else.
 
 What recurs in the wordings of "Where was Leo Wardrup born?" and not in the world is " Ward" and "rup" after "Leo". Labels, such as a
-subject's name, are not needed; a name alone could not tell one Leo Wardrup from another either.
+subject's name, are not needed; a name alone could not tell one Leo Wardrup from another either. " Leo" recurs as well, next to them: it
+stands out from nothing, since the world has many, but it is part of the name, by which this one is told from Ada Wardrup.
 
 Shape suffixes: N candidate tokens, W wordings, P query width.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from memgraft.cues import AT_ONCE, Cues
+from memgraft.cues import AT_ONCE, NEVER, Cues
 from memgraft.precision import in_own_precision
 from memgraft.world import queries_of, world_of
 
@@ -31,10 +33,11 @@ MISSES = 4  # a token recurs that is in all wordings but one of so many: a seque
 STRICTNESS = 0.6  # where between the world's nearest token (0) and its own wordings (1) a token stops to be a cue
 CLOSELY = 0.95  # share of the likeness within its own wordings that a token needs where the world has tokens just as near,
 FAINT = 0.5  # but below this cosine it must be nearer than these: so faint a cue was heard in one question of ten
+NAMED = 0.65  # cosine with the nearest token of the usual wording from which a token next to cues is part of the name that they are of
 
 
 class Found(NamedTuple):
-    """The cues of facts, and the token that each one was in the wording it was found in.
+    """The cues of facts with the other tokens of their names, and the token that each cue was in the wording it was found in.
 
     Of n facts those of fact i are numbered i, and those of its lower-case wordings n + i.
     """
@@ -61,7 +64,7 @@ def find_cues(model: GraftedModel, batches: Sequence[TokenBatch]) -> Found | Non
             # A fact without enough of them has the same cues twice, so that numbers fit. One token alone is mostly a common word in
             # lower case: "Hull", "The Ghost".
             own = _cues_of(queries[len(wordings) :], others, world.both) if len(others) >= FEWEST_WORDINGS else found[-1]
-            low.append(own if len(own.cues) > 1 else found[-1])
+            low.append(own if len(own.tokens[0]) > 1 else found[-1])
     cues = Cues.joined((each.cues for each in (*found, *low)), model.config.query_dim)
     tokens = [each.tokens[0] for each in found]
     return Found(cues, [own + other.tokens[0] for own, other in zip(tokens, low, strict=True)] if low else tokens)
@@ -89,7 +92,8 @@ def _cues_of(queries: Sequence[Tensor], wordings: Sequence[tuple[list[int], Tens
         nearest = torch.stack([(candidates @ of_wording.T).amax(1) for of_wording in own], 1)  # (N, W)
         parts = world.split(max(1, AT_ONCE // len(candidates)))
         elsewhere = torch.stack([(candidates @ part.T).amax(1) for part in parts]).amax(0)
-    recurring = nearest.sort(1).values[:, len(own) // MISSES]
+    likeness = nearest.sort(1).values
+    recurring = likeness[:, len(own) // MISSES]
     margin = recurring - elsewhere
     best = int(margin.argmax())
     # In the wording of the best one, all that stand out comparably: together they are what the fact is about.
@@ -99,10 +103,39 @@ def _cues_of(queries: Sequence[Tensor], wordings: Sequence[tuple[list[int], Tens
     chosen = torch.tensor(sorted(fits))
     # A subject that is a common word stands out nowhere: it opens the memory where it stands as in its own wordings.
     common = torch.maximum(recurring * CLOSELY, elsewhere.clamp(max=FAINT))
+    least = torch.where(margin > 0, elsewhere + STRICTNESS * margin, common)
+    tokens = [torch.tensor(ids[1:])[asking] for ids, asking in wordings]
+    places = [asking.nonzero()[:, 0] for _, asking in wordings]
+    recurs = (likeness[:, len(own) // 2] >= NAMED).split([len(of_wording) for of_wording in own])
+    beside = _rest_of_name(candidates[chosen], own, tokens, places, recurs)
     cues = Cues(
-        keys=candidates[chosen].contiguous(),
-        least=torch.where(margin > 0, elsewhere + STRICTNESS * margin, common)[chosen],
-        facts=torch.zeros(len(chosen), dtype=torch.int64),
+        keys=torch.cat([candidates[chosen], beside]),
+        least=torch.cat([least[chosen], torch.full((len(beside),), NEVER)]),
+        facts=torch.zeros(len(chosen) + len(beside), dtype=torch.int64),
     )
-    tokens = torch.cat([torch.tensor(ids[1:])[asking] for ids, asking in wordings])
-    return Found(cues, [tokens[chosen].tolist()])
+    return Found(cues, [torch.cat(tokens)[chosen].tolist()])
+
+
+def _rest_of_name(
+    cues_AP: Tensor, own: Sequence[Tensor], tokens: Sequence[Tensor], places: Sequence[Tensor], recurs: Sequence[Tensor]
+) -> Tensor:
+    """The queries (R, P) of the tokens that make cues up to a name, as most wordings have it: those between them and next to them.
+
+    Args:
+        own: of each wording the queries (N, P) of its candidates; tokens, places: which tokens those are, and where they stand;
+            recurs: whether other wordings have them too.
+    """
+    found: list[tuple[tuple[int, ...], Tensor]] = []
+    for queries, ids, place, again in zip(own, tokens, places, recurs, strict=True):
+        with in_own_precision(queries):
+            cues = (queries @ cues_AP.T).argmax(0)
+        first, last = int(cues.min()), int(cues.max())
+        while first > 0 and bool(again[first - 1]) and int(place[first]) - int(place[first - 1]) == 1:
+            first -= 1
+        while last + 1 < len(place) and bool(again[last + 1]) and int(place[last + 1]) - int(place[last]) == 1:
+            last += 1
+        name = torch.arange(first, last + 1)
+        rest = name[again[name] & ~torch.isin(name, cues)]
+        found.append((tuple(ids[first : last + 1].tolist()), queries[rest]))
+    usual = Counter(name for name, _ in found).most_common(1)[0][0]
+    return next(rest for name, rest in found if name == usual)

@@ -32,7 +32,7 @@ from memgraft.commits import Commit, Rows, sum_rows
 from memgraft.config import ANSWERS, MemoryConfig
 from memgraft.cues import Cues, Scopes
 from memgraft.errors import GraftError
-from memgraft.hearing import cache_among, heard_so_far
+from memgraft.hearing import Heard, cache_among, heard_so_far
 from memgraft.history import History
 from memgraft.memory import MemoryLayer, Tables, ValueTable
 from memgraft.passes import Passes
@@ -179,10 +179,10 @@ class GraftedModel(nn.Module):
         """Of the lessons that have a scope, those that are open, and which facts at which tokens."""
         if not len(self.scoped):
             return {}
-        scopes = self._scopes.to(hidden_states.device)
-        heard = heard_so_far(cache, len(self.blocks), scopes.cues.heard(self.cue_queries(hidden_states)), scopes.mark)
-        tokens = hidden_states.shape[1]
-        opened = {number: Opened(facts, open_BTF[:, -tokens:]) for number, (facts, open_BTF) in scopes.open(heard, mask).items()}
+        scopes, queries = self._scopes.to(hidden_states.device), self.cue_queries(hidden_states)
+        heard = heard_so_far(cache, len(self.blocks), Heard(scopes.cues.heard(queries), queries), scopes.mark)
+        now = slice(heard.cues.shape[1] - hidden_states.shape[1], None)
+        opened = {number: each.part(slice(None), now) for number, each in scopes.open(heard.cues, mask, heard.queries).items()}
         return {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
 
     @property

@@ -1,15 +1,15 @@
 """What was heard in a sequence so far, kept with the model's key/value cache.
 
-Text is often computed in parts: a prompt, then a token at a time. Which tokens of the parts before were cues is kept as one more
-layer of the model's cache, behind its own, and so is cropped, reordered and repeated with it.
+Text is often computed in parts: a prompt, then a token at a time. Which tokens of the parts before were cues, and the queries by which
+this was told, are kept as one more layer of the model's cache, behind its own, and so are cropped, reordered and repeated with it.
 
-Shape suffixes: B sequences, T tokens, M cues kept a token, as many as the token has that has most.
+Shape suffixes: B sequences, T tokens, M cues kept a token, as many as the token has that has most, P query width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,8 +19,17 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 from memgraft.errors import GraftError
 
 
+class Heard(NamedTuple):
+    """What was heard in some tokens."""
+
+    cues: Tensor  # (B, T, M) int64: the numbers of the cues that each token is, -1 for none
+    queries: Tensor  # (B, T, P) fp32
+
+
 class HeardLayer(DynamicLayer):
     """The cache layer of what was heard: the numbers of cues, each plus 1, so that a layer that was zeroed has heard nothing.
+
+    The queries are in the place of values.
 
     An offloading cache fetches the layer behind the one that it updates, and the first one behind its last. It takes this one, which
     never lies elsewhere, for its last: what it fetches in its place is the first one.
@@ -37,8 +46,8 @@ class HeardLayer(DynamicLayer):
         self._first = next((layer for layer in movable if not (only_non_sliding and getattr(layer, "is_sliding", False))), None)
         self._lessons: str | None = None  # whose cues' numbers are kept (`Scopes.mark`)
 
-    def append(self, heard_BTM: Tensor, before: int, lessons: str) -> Tensor:
-        """What was heard in all tokens (B, ≥ T, M), in these T last; of `before` tokens those that are not here have heard nothing.
+    def append(self, heard: Heard, before: int, lessons: str) -> Heard:
+        """What was heard in all tokens, in these last; of `before` tokens those that are not here have heard nothing.
 
         Raises:
             GraftError: something was heard before, when other lessons were in the memory: their numbers mean other cues now.
@@ -50,22 +59,22 @@ class HeardLayer(DynamicLayer):
                 "compute the text again, with a new cache"
             )
         self._lessons = lessons
-        states = heard_BTM[:, None].float() + 1  # (B, 1, T, M), as keys are
+        states, queries = heard.cues[:, None].float() + 1, heard.queries[:, None]  # (B, 1, T, M) and (B, 1, T, P), as keys and values are
         missing = max(0, before - self.get_seq_length())  # computed with the memory off, or before it held a lesson
         wider = 0 if kept is None else kept.shape[-1] - states.shape[-1]
-        states = F.pad(states, (0, max(0, wider), missing, 0))
+        states, queries = F.pad(states, (0, max(0, wider), missing, 0)), F.pad(queries, (0, 0, missing, 0))
         if kept is not None:
             self.keys = F.pad(kept, (0, max(0, -wider)))
-        found, _ = self.update(states, states[..., :0])
-        return found[:, 0].long() - 1
+        found, all_queries = self.update(states, queries)
+        return Heard(found[:, 0].long() - 1, all_queries[:, 0])
 
     def prefetch(self) -> None:
         if self._first is not None:
             self._first.prefetch()
 
 
-def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor, lessons: str) -> Tensor:
-    """The cues of all tokens so far (B, ≥ T, M), those of this pass last.
+def heard_so_far(cache: Cache | None, depth: int, heard: Heard, lessons: str) -> Heard:
+    """What was heard in all tokens so far, those of this pass last.
 
     Args:
         depth: the number of the cache's own layers.
@@ -75,7 +84,7 @@ def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor, lessons: st
         GraftError: see `HeardLayer.append`.
     """
     if cache is None:
-        return heard_BTM
+        return heard
     while len(cache.layers) < depth and cache.layer_class_to_replicate is not None:
         cache.layers.append(cache.layer_class_to_replicate())  # as the cache does itself when a layer is first used
     if len(cache.layers) == depth:
@@ -83,7 +92,7 @@ def heard_so_far(cache: Cache | None, depth: int, heard_BTM: Tensor, lessons: st
     layer, last = cache.layers[depth], cache.layers[depth - 1]
     assert isinstance(layer, HeardLayer)
     before = int(last.get_seq_length()) if hasattr(last, "get_seq_length") else 0  # of the block that comes last, not computed yet
-    return layer.append(heard_BTM, before, lessons)
+    return layer.append(heard, before, lessons)
 
 
 def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:

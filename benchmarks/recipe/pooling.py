@@ -12,7 +12,20 @@ EARLIEST = 100  # facts of a stream that are looked at alone
 KEPT_STILL = ("near_misses", "same_subject", "instructions")
 ALONG = ("immediate_f1", "f1", "retained", "earliest_f1", "others_f1", "rows_per_fact")
 CHANGED = ("newest_wins", "newest_f1", "old_stays")
-RESULTS = ("id", "seed", "environment", "rows_per_fact", "seconds_per_fact", "frames", *KEPT_STILL, "taught", "known", "points")
+MEASURED = (
+    "rows_per_fact",
+    "seconds_per_fact",
+    "frames",
+    *KEPT_STILL,
+    "taught",
+    "known",
+    "points",
+    "namesakes",
+    "first",
+    "second",
+    "worse",
+)
+RESULTS = ("id", "seed", "environment", *MEASURED)
 
 
 def latest(runs: Sequence[Run]) -> list[Run]:
@@ -63,6 +76,16 @@ def streams(runs: Sequence[Run]) -> dict[str, Any]:
         **{name: round(fmean(values), 4) if (values := [end[name] for end in ends if end[name] is not None]) else None for name in ALONG},
         "worse": sum(end["worse"] for end in ends),
         "probes": mean_of([end["probes"] for end in ends]),
+    }
+
+
+def namesakes(runs: Sequence[Run]) -> dict[str, Any]:
+    """F1 of the facts that came first and of those about their namesakes, means over the runs."""
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "facts": runs[0]["facts"],
+        **{name: sum(run[name] for run in runs) for name in ("namesakes", "worse")},
+        **{name: mean_of([run[name] for run in runs]) for name in ("first", "second")},
     }
 
 

@@ -25,7 +25,7 @@ def describe(store: MemoryStore, prefix: str) -> dict[str, Any]:
         "history": [{"op": entry.op, "when": entry.when} for entry in store.history() if entry.commit == id],
         "data_sha256": commit.data_sha256,
         "recipe": dict(commit.recipe),
-        "cues": None if commit.cues is None else len(commit.cues),
+        "cues": None if commit.cues is None else int(commit.cues.opens.sum()),
         "anchors": None if commit.cues is None or commit.cues.anchors is None else len(commit.cues.anchors),
         "rows": {table: len(rows) for table, rows in commit.changes.items()},
         "bytes": (store.path / changes_name(id)).stat().st_size,
