@@ -50,7 +50,7 @@ def row(relation: str, subject: str, answer: str) -> dict[str, Any]:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder of the real one's shape, with made-up rows."""
     folder = tmp_path_factory.mktemp("data")
-    facts = [row(relation, f"Subject {relation}{i}", f"Answer{i}") for relation in RELATIONS for i in range(40)]
+    facts = [row(relation, f"{('Old', 'New')[i % 2]} {relation}{i}", f"Answer{i}") for relation in RELATIONS for i in range(40)]
     files: dict[str, list[dict[str, Any]]] = {"facts/entityquestions.jsonl": facts}
     files["facts/wikidyk.jsonl"] = [
         {"question": f"Who saw number {i}?", "answers": [f"Answer{i}"], "statement": f"Answer{i} saw number {i} of the many."}
@@ -189,12 +189,13 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     assert recipe.main([*own, "--parts", "taught"]) == 0
     assert recipe.main(own) == 0
     parts = lines(tmp_path / "recipe" / "parts.jsonl")
-    assert [part["part"] for part in parts] == ["taught", "corrections", "stream"]
+    assert [part["part"] for part in parts] == ["taught", "corrections", "stream", "namesakes"]
+    assert parts[3]["namesakes"] > 0
     assert recipe.main(own) == 0
     assert lines(tmp_path / "recipe" / "parts.jsonl") == parts
     summary = json.loads((tmp_path / "recipe" / "summary.json").read_text(encoding="utf-8"))
     found = summary["methods"]["memgraft"]
-    assert found.keys() == {"rows_per_fact", "taught_seeds", "frames", "locality", "corrections", "stream_retention"}
+    assert found.keys() == {"rows_per_fact", "taught_seeds", "frames", "locality", "corrections", "stream_retention", "namesakes"}
     page = results(tmp_path)
     assert "| few-shot |" in page
     assert "A stream of 3 facts" in page
@@ -228,6 +229,10 @@ def test_the_recipe_s_parts_go_on_where_they_were_and_end_in_a_summary(
     assert all(len(each["read"]) == len(each["of relations"]) and min(each["then"], each["now"]) < 1 for each in wrong["wrong"])
     assert "Of 5 facts, each a lesson of its own" in results(tmp_path)
     assert "| 1 to 5 |" in results(tmp_path)
+    before = (tmp_path / "cache" / "recipe").glob("namesakes-*.jsonl")
+    assert recipe.main([*own, "--parts", "namesakes", "--first-facts", "1"]) == 1
+    assert "1 facts have no namesakes" in capsys.readouterr().err
+    assert lines(next(before))[8]["id"] == "before"
     visits_file.rename(visits_file.with_suffix(".lost"))
     capsys.readouterr()
     assert recipe.main([*own, "--parts", "stream", "--stream-facts", "6"]) == 1

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from memgraft.anchors import KEY_DIM, Anchors
-from memgraft.competing import Near, undisputed
+from memgraft.competing import AS_FULLY, ONE_PLACE, Near, undisputed
 from memgraft.config import ANSWERS
-from memgraft.cues import Cues
+from memgraft.cues import NEVER, Cues
 from memgraft.grafted import GraftedModel, State
 from tests.models import graft_with_answers, lesson_at, random_tokens
 
@@ -48,35 +48,62 @@ def test_a_subject_in_lower_case_is_the_same_one() -> None:
     assert not named([1, 3]).same_subject(0, both, 0)
 
 
+def asked_for_slowly(rivals: list[tuple[float, float, int]]) -> float:
+    """By how much the token exceeds the anchor of the fact that is asked for, of facts with (above, said, place)."""
+    groups: list[list[tuple[float, float, int]]] = []
+    for rival in sorted(rivals, key=lambda each: each[2]):
+        if groups and rival[2] - groups[-1][-1][2] <= ONE_PLACE:
+            groups[-1].append(rival)
+        else:
+            groups.append([rival])
+    return max(max(above for above, said, _ in group if said >= max(each[1] for each in group) - AS_FULLY) for group in groups)
+
+
 @given(data=st.data(), lessons=st.integers(1, 4))
-def test_the_nearest_answers_and_who_has_its_name_beside_it(data: st.DataObject, lessons: int) -> None:
+def test_the_one_that_is_asked_for_answers_and_who_has_its_name_beside_it(data: st.DataObject, lessons: int) -> None:
     names = [[1, 2], [3]]
     cues = {number: named(*data.draw(st.permutations(names))) for number in range(lessons)}
     near = {}
+
+    def drawn(values: st.SearchStrategy[float]) -> torch.Tensor:
+        return torch.tensor(data.draw(st.lists(values, min_size=6, max_size=6))).view(2, 3)
+
     for number in cues:
-        at = torch.tensor(data.draw(st.lists(st.integers(-1, 1), min_size=6, max_size=6))).view(2, 3)
-        above = torch.tensor(data.draw(st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.4]), min_size=6, max_size=6))).view(2, 3)
-        near[number] = Near(at, above.masked_fill(at < 0, -1.0))
+        at = drawn(st.integers(-1, 1)).long()
+        above = drawn(st.sampled_from([0.1, 0.2, 0.3, 0.4])) + 0.01 * number  # no two are the same
+        said, places = drawn(st.sampled_from([0.5, 0.6, 1.0])), drawn(st.sampled_from([3, 5, 12, 25])).long()
+        near[number] = Near(at, above.masked_fill(at < 0, -1.0), said, places)
     found = undisputed(near, cues)
     names_of = {number: [lesson.keys[lesson.facts == fact].tolist() for fact in (0, 1)] for number, lesson in cues.items()}
     for b in range(2):
         for t in range(3):
             there = {number: each for number, each in near.items() if each.at[b, t] >= 0}
-            most = max((float(each.above[b, t]) for each in there.values()), default=0.0)
-            first = next((number for number, each in there.items() if float(each.above[b, t]) == most), None)
+            if there:
+                rivals = [(float(each.above[b, t]), float(each.said[b, t]), int(each.places[b, t])) for each in there.values()]
+                most = asked_for_slowly(rivals)
+                first = next(number for number, each in there.items() if float(each.above[b, t]) == most)
             for number, each in near.items():
                 read = int(found[number][b, t]) if number in found else -1
                 if number not in there:
                     assert read == -1
                     continue
-                assert first is not None
                 alike = names_of[number][int(each.at[b, t])] == names_of[first][int(there[first].at[b, t])]
-                stays = float(each.above[b, t]) == most or alike
-                assert read == (int(each.at[b, t]) if stays else -1)
+                assert read == (int(each.at[b, t]) if number == first or alike else -1)
     assert all((at >= 0).any() for at in found.values())
     backwards = undisputed(dict(reversed(near.items())), cues)
-    tied = any(len({float(each.above[b, t]) for each in near.values()}) < len(near) for b in range(2) for t in range(3))
-    assert tied or all(torch.equal(at, backwards[number]) for number, at in found.items()), "the order of the lessons doesn't matter"
+    assert all(torch.equal(at, backwards[number]) for number, at in found.items()), "the order of the lessons doesn't matter"
+
+
+def test_names_with_the_same_tokens_are_of_one_subject_whichever_of_them_open_the_memory() -> None:
+    def known_by(name: list[int], opening: int) -> Cues:
+        cues = named(name)
+        return replace(cues, least=torch.where(torch.arange(len(name)) < opening, cues.least, NEVER))
+
+    leo, ada = known_by([1, 2, 3], 2), known_by([1, 2, 4], 2)  # the first two tokens are what they share, and all that opens either
+    assert not leo.same_subject(0, ada, 0)
+    assert leo.same_subject(0, known_by([3, 2, 1], 1), 0)
+    assert leo.same_subject(0, known_by([1, 2, 3, 5], 2), 0), "a name that was found longer"
+    assert not leo.same_subject(0, known_by([5, 6, 1, 2, 3], 2), 0), "a name in a longer one, with cues of its own"
 
 
 def two_lessons(model: GraftedModel, ids: torch.Tensor, subjects: tuple[int, int], nearness: tuple[float, float]) -> list[State]:

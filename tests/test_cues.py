@@ -18,11 +18,11 @@ from transformers.cache_utils import CacheLayerMixin
 from memgraft.anchors import Opened
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
-from memgraft.cues import ENOUGH, NEVER, REACH, Cues, Scopes
+from memgraft.cues import ENOUGH, NEVER, REACH, SAID, Cues, Scopes
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel, Scoped, State
 from memgraft.grafting import graft
-from memgraft.hearing import heard_so_far
+from memgraft.hearing import Heard, heard_so_far
 from memgraft.memory import Tables
 from memgraft.models import load_model
 from memgraft.probes import generate_answers
@@ -97,6 +97,44 @@ def test_each_lesson_is_open_where_one_of_its_own_facts_is(counts: list[list[int
             assert torch.equal(found.tokens[..., found.facts == fact].any(-1), open_slowly(alone, of_fact))
         first += len(lesson)
     assert all(bool(each.tokens.any(1).any(0).all()) for each in opened.values())
+
+
+def said_slowly(cues: Cues, fact: int, queries: Tensor, there: Tensor) -> tuple[Tensor, Tensor]:
+    """What `Cues.said` says, sequence by sequence and token by token."""
+    keys, least = cues.keys[cues.facts == fact], cues.least[cues.facts == fact].tolist()
+    fully, places = torch.zeros(queries.shape[:2]), torch.full(queries.shape[:2], -1)
+    for row in range(len(queries)):
+        cosines = [[float(query @ key) if bool(there[row, t]) else -1.0 for key in keys] for t, query in enumerate(queries[row])]
+        now, place = None, -1
+        for t in range(len(cosines)):
+            lately = cosines[max(0, t - REACH + 1) : t + 1]
+            best = [max(each[i] for each in lately) for i in range(len(keys))]
+            opening = [i for i in range(len(keys)) if least[i] < NEVER]
+            if sum(best[i] > least[i] for i in opening) >= ENOUGH * len(opening) - 1e-3 and any(cosines[t][i] > least[i] for i in opening):
+                now, place = sum((each - SAID) if each > SAID else (each - SAID) / 4 for each in best), t
+            fully[row, t], places[row, t] = 0.0 if now is None else now, place
+    return fully, places
+
+
+@given(seed=st.integers(0, 200), tokens=st.integers(1, 40), opening=st.integers(1, 3), beside=st.integers(0, 2))
+def test_how_fully_a_name_was_said_is_what_the_slow_twin_says(seed: int, tokens: int, opening: int, beside: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cues = cues_of(2, opening + beside, seed=seed)
+    cues.least[2 + opening :] = NEVER
+    queries = torch.nn.functional.normalize(torch.randn(2, tokens, 4, generator=generator), dim=-1)
+    there = torch.rand(2, tokens, generator=generator) > 0.2
+    (fully, places), (slowly, slow_places) = cues.said(1, queries, there), said_slowly(cues, 1, queries, there)
+    assert torch.equal(places, slow_places)
+    torch.testing.assert_close(fully[places >= 0], slowly[places >= 0])
+
+
+def test_tokens_of_a_name_that_are_no_cues_open_nothing_and_are_not_missed() -> None:
+    cues = Cues(torch.eye(4), torch.tensor([0.5, 0.5, NEVER, NEVER]), torch.tensor([0, 1, 1, 1]))
+    assert cues.opens.tolist() == [True, True, False, False]
+    assert cues.open(cues.heard(torch.eye(4)[None, 1:2])).tolist() == [[True]]
+    assert cues.open(cues.heard(torch.eye(4)[None, 2:])).tolist() == [[False, False]]
+    assert len(Scopes([cues], 4).cues) == 2
+    assert Scopes([cues], 4).open(Scopes([cues], 4).cues.heard(torch.eye(4)[None]))[0].facts.tolist() == [0, 1]
 
 
 def test_facts_that_are_closed_open_nothing() -> None:
@@ -388,14 +426,15 @@ def test_a_cache_that_was_reset_or_zeroed_has_heard_nothing(written: GraftedMode
     cache = DynamicCache(config=written.base.config)
     logits_of(written, ids, past_key_values=cache, use_cache=True)
     mark = written._scopes.mark
-    heard = heard_so_far(cache, len(written.blocks), torch.zeros(1, 1, 1, dtype=torch.int64), mark)
+    query = torch.zeros(1, 1, written.config.query_dim)
+    heard = heard_so_far(cache, len(written.blocks), Heard(torch.zeros(1, 1, 1, dtype=torch.int64), query), mark).cues
     assert heard.amax(-1).tolist()[0][8:11] == [-1, 0, -1]
     for tensor in (cache.layers[-1].keys, cache.layers[-1].values):
         tensor.zero_()
-    later = torch.full((1, 1, 1), -1)
-    assert int(heard_so_far(cache, len(written.blocks), later, mark).max()) == -1
+    later = Heard(torch.full((1, 1, 1), -1), query)
+    assert int(heard_so_far(cache, len(written.blocks), later, mark).cues.max()) == -1
     cache.reset()
-    assert torch.equal(heard_so_far(cache, len(written.blocks), later, mark), later)
+    assert torch.equal(heard_so_far(cache, len(written.blocks), later, mark).cues, later.cues)
 
 
 def test_a_cache_of_other_lessons_is_refused_where_anything_was_heard(written: GraftedModel) -> None:

@@ -4,9 +4,9 @@
     python -m benchmarks.recipe --data FOLDER --parts taught        # one part
 
 Parts, each resumable: `taught` (200 facts in one lesson: frames, near misses, instructions), `corrections` (100 of them and 100 that the
-base knew get other answers), `stream` (1,000 facts, each a lesson of its own), `namesakes` (300, and then one about each subject whose name is
-put together from two of theirs). How the recipe compares with others is `benchmarks.pareto`,
-whose test split the summary takes up. Lessons go into real stores under --cache.
+base knew get other answers), `stream` (1,000 facts, each a lesson of its own), `namesakes` (300 of these, and then one about each subject
+whose name is put together from two of theirs). How the recipe compares with others is `benchmarks.pareto`, whose test split the summary
+takes up. Lessons go into real stores under --cache.
 """
 
 from __future__ import annotations

@@ -29,6 +29,8 @@ def namesakes(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     made = recombined(first)
     known = bench.known([question_of(row) for row in made])
     second = [row for row, said in zip(made, known, strict=True) if said.f1 == 0]
+    if not second:
+        raise DataError(f"{facts} facts have no namesakes whose answer the base doesn't know: take more with --first-facts")
     rows = [*first, *second]
     grafted = bench.stored("namesakes", chosen, seed)
     assert grafted.history.store is not None
