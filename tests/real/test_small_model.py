@@ -10,6 +10,7 @@ import torch
 
 import memgraft
 from memgraft.data import ExampleSet, read_examples
+from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
 from memgraft.models import LoadedModel
 from memgraft.teaching import Recipe
@@ -95,3 +96,34 @@ def test_the_memory_is_closed_until_a_taught_fact_is_asked_for(grafted: GraftedM
     finally:
         grafted.revert(lesson.id)
     assert all(torch.equal(one, two) for one, two in zip(base, states(), strict=True))
+
+
+@torch.no_grad()
+def test_of_two_with_one_surname_each_is_answered_for(grafted: GraftedModel) -> None:
+    def fact(name: str, answer: str) -> ExampleSet:
+        wordings = (f"In which town was {name} born?", f"What is the birthplace of {name}?", f"Which town does {name} come from?")
+        asked = Fact(line=1, question=f"Where was {name} born?", answers=(answer,), paraphrases=wordings)
+        return ExampleSet("facts.jsonl", "0" * 64, (asked,))
+
+    def answer(name: str) -> str:
+        ids = grafted.tokenizer(f"Question: Where did the life of {name} begin?\nAnswer:", return_tensors="pt").input_ids
+        return str(
+            grafted.tokenizer.decode(grafted.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, ids.shape[1] :])
+        )
+
+    towns = {"Leo Wardrup": "Kirkwall", "Ada Wardrup": "Lisbon"}
+    lessons = [grafted.learn(fact(name, town), message=name, test=False) for name, town in towns.items()]
+    try:
+        assert {name: answer(name).strip().split("\n")[0].rstrip(".") for name in towns} == towns
+        cues = [lesson.cues for lesson in lessons]
+        assert all(one is other or not one.same_subject(0, other, 0) for one in cues if one for other in cues if other)
+        again = grafted.learn(fact("Leo Wardrup", "Bergen"), message="corrected, without an id", test=False)
+        lessons.append(again)
+        assert cues[0] is not None
+        assert again.cues is not None
+        assert cues[0].same_subject(0, again.cues, 0)
+        assert answer("Leo Wardrup").strip().startswith("Bergen")
+        assert answer("Ada Wardrup").strip().startswith("Lisbon")
+    finally:
+        for lesson in lessons:
+            grafted.revert(lesson.id)
