@@ -107,6 +107,16 @@ def recipe(summary: Mapping[str, Any]) -> str:
                 f"text NLL {probes['wikitext']['change']:+.4f}",
             ]
         )
+    if found := own.get("namesakes"):
+        first, second = found["first"], found["second"]
+        rows.append(
+            [
+                f"{found['facts']:,} facts, a lesson each, and then {found['namesakes']:,} of subjects named like two of theirs",
+                _seeds(found["seeds"]),
+                f"F1 of the first {first['f1_before']:.3f} before their namesakes, {first['f1']:.3f} after; "
+                f"of the namesakes {second['immediate_f1']:.3f} right after the lesson, {second['f1']:.3f} at the end",
+            ]
+        )
     return table(("", "seeds", "found"), rows)
 
 

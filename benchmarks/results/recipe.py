@@ -32,6 +32,21 @@ def recipe(path: Path) -> Iterator[str]:
     for run in pooling.latest_streams(parts.get("stream", ())):
         yield f"A stream of {run['facts']:,} facts, each a lesson of its own, seed {run['seed']}:"
         yield from points_table(run["points"])
+    if parts.get("namesakes"):
+        yield from _namesakes(pooling.namesakes(pooling.latest(parts["namesakes"])))
+
+
+def _namesakes(found: Mapping[str, Any]) -> Iterator[str]:
+    first, second = found["first"], found["second"]
+    yield (
+        f"{found['facts']:,} facts, each a lesson of its own, and then {found['namesakes']:,} about subjects whose names are put together from "
+        f"two of theirs, {_seeds(found['seeds'])}; of the first, {found['worse']:,} were answered worse after the second:"
+    )
+    rows = [
+        ["the first", cell(first["immediate_f1"]), cell(first["f1_before"]), cell(first["f1"])],
+        ["their namesakes", cell(second["immediate_f1"]), "–", cell(second["f1"])],
+    ]
+    yield table(["facts", "F1 right after each lesson", "F1 before the namesakes", "F1 at the end"], rows)
 
 
 def _taught(found: Mapping[str, Any]) -> Iterator[str]:
