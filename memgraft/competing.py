@@ -42,7 +42,9 @@ def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, 
     if len(found) < 2:
         return found
     numbers = list(found)
-    above_LBT, said_LBT, places_LBT = (torch.stack([near[number][field] for number in numbers]) for field in (1, 2, 3))
+    above_LBT = torch.stack([near[number].above for number in numbers])
+    said_LBT = torch.stack([near[number].said for number in numbers])
+    places_LBT = torch.stack([near[number].places for number in numbers])
     found = {number: at.clone() for number, at in found.items()}
     same: dict[tuple[int, int, int, int], bool] = {}
     for sequence, token in ((above_LBT > 0).sum(0) > 1).nonzero().tolist():

@@ -79,6 +79,10 @@ class Cues:
         """(C,) bool: those that open something."""
         return self.least < NEVER
 
+    def that_open(self) -> Cues:
+        """Those alone, without anchors. Facts keep their numbers."""
+        return Cues(self.keys[self.opens], self.least[self.opens], self.facts[self.opens])
+
     def to(self, device: torch.device) -> Cues:
         """The same on a device."""
         return Cues(
@@ -267,8 +271,8 @@ class Scopes:
     """The cues of several lessons together, each of which is open where one of its own facts is."""
 
     def __init__(self, lessons: Sequence[Cues], width: int) -> None:
-        self.lessons = list(lessons)
-        self.cues = _that_open(Cues.joined(lessons, width))
+        self.names = Cues.joined(lessons, width)
+        self.cues = self.names.that_open()
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
@@ -278,7 +282,8 @@ class Scopes:
     def to(self, device: torch.device) -> Scopes:
         """The same on a device."""
         if self.cues.keys.device != device:
-            self.cues, self._lesson, self._first = self.cues.to(device), self._lesson.to(device), self._first.to(device)
+            self.names, self.cues = self.names.to(device), self.cues.to(device)
+            self._lesson, self._first = self._lesson.to(device), self._first.to(device)
         return self
 
     def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None, queries_BTP: Tensor | None = None) -> dict[int, Opened]:
@@ -309,13 +314,8 @@ class Scopes:
         return opened if order_BT is None else {lesson: _back(each, order_BT) for lesson, each in opened.items()}
 
     def _with_said(self, lesson: int, opened: Opened, queries_BTP: Tensor, there_BT: Tensor | None) -> Opened:
-        cues = self.lessons[lesson].to(queries_BTP.device)
-        found = [cues.said(fact, queries_BTP, there_BT) for fact in opened.facts.tolist()]
+        found = [self.names.said(fact, queries_BTP, there_BT) for fact in (opened.facts + self._first[lesson]).tolist()]
         return opened._replace(said=torch.stack([fully for fully, _ in found], -1), places=torch.stack([places for _, places in found], -1))
-
-
-def _that_open(cues: Cues) -> Cues:
-    return Cues(cues.keys[cues.opens], cues.least[cues.opens], cues.facts[cues.opens])
 
 
 def _in_order(values_BTN: Tensor, order_BT: Tensor) -> Tensor:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
+from transformers import DynamicCache
 
 from memgraft.anchors import KEY_DIM, Anchors
+from memgraft.blocks import hidden_states_before
 from memgraft.competing import AS_FULLY, ONE_PLACE, Near, undisputed
 from memgraft.config import ANSWERS
 from memgraft.cues import NEVER, Cues
@@ -144,3 +147,49 @@ def test_two_lessons_of_one_subject_add_up() -> None:
     doubled = replace(rows[ANSWERS], values=2 * rows[ANSWERS].values)
     model.assign_rows({ANSWERS: doubled}, cues)
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, together)
+
+
+def namesakes(model: GraftedModel, ids: torch.Tensor) -> State:
+    """Two lessons that token 3 opens and token 9 is at; the first one's name has token 2 as well, the second one is nearer."""
+    with model.without_memory():
+        first = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=ids)
+    beside = (model.cue_queries(first[0, 2:3]), -model.cue_queries(first[0, 2:3]))
+    scoped = []
+    for key, least in zip(beside, (0.95, 0.9), strict=True):
+        cues, rows = lesson_at(model, ids, 3, 9)
+        assert cues.anchors is not None
+        anchors = replace(cues.anchors, least=torch.tensor([least]))
+        named_whole = Cues(torch.cat([cues.keys, key]), torch.cat([cues.least, torch.tensor([NEVER])]), torch.zeros(2).long(), anchors)
+        model.assign_rows(rows, named_whole)
+        scoped += model.state().scoped
+    return State({}, tuple(scoped))
+
+
+@pytest.mark.parametrize("parts", [(12,), (3, 9), (5, 4, 3), (1,) * 12])
+@pytest.mark.parametrize("padding", [0, 2])
+def test_of_two_namesakes_the_one_whose_name_was_said_answers_in_whatever_parts_it_was_said(parts: tuple[int, ...], padding: int) -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(12))
+    model.assign(namesakes(model, ids))
+    padded = torch.cat([torch.zeros(1, padding, dtype=torch.int64), ids], 1)
+    mask = (torch.arange(padded.shape[1]) >= padding).long()[None]
+    cache, done, answered = DynamicCache(config=model.base.config), 0, []
+    with torch.no_grad():
+        for part in (padding + parts[0], *parts[1:]):
+            place = (torch.arange(done, done + part) - padding).clamp(min=0)[None]
+            now = {"input_ids": padded[:, done : done + part], "attention_mask": mask[:, : done + part], "position_ids": place}
+            model(**now, past_key_values=cache, use_cache=True)
+            done += part
+            answered += [(number, done - part + int(t)) for number, at in model.answered.items() for t in (at[0] >= 0).nonzero()]
+    assert answered == [(0, 9 + padding)]
+    model.assign(without_rest(model.state()))
+    model(input_ids=ids, use_cache=False)
+    assert set(model.answered) == {0, 1}, "without the rest of their names they are of one subject"
+
+
+def without_rest(state: State) -> State:
+    """Both without the tokens of their names that open nothing."""
+    for scoped in state.scoped:
+        cues = scoped.cues
+        scoped.cues = replace(cues.that_open(), anchors=cues.anchors)
+    return state

@@ -39,8 +39,8 @@ def recipe(path: Path) -> Iterator[str]:
 def _namesakes(found: Mapping[str, Any]) -> Iterator[str]:
     first, second = found["first"], found["second"]
     yield (
-        f"{found['facts']:,} facts, each a lesson of its own, and then {found['namesakes']:,} about subjects whose names are put together from "
-        f"two of theirs, {_seeds(found['seeds'])}; of the first, {found['worse']:,} were answered worse after the second:"
+        f"{found['facts']:,} facts, each a lesson of its own, and then {found['namesakes']:,} about subjects whose names are put together "
+        f"from two of theirs, {_seeds(found['seeds'])}; of the first, {found['worse']:,} were answered worse after the second:"
     )
     rows = [
         ["the first", cell(first["immediate_f1"]), cell(first["f1_before"]), cell(first["f1"])],
