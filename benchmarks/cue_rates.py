@@ -87,7 +87,7 @@ def measure_rates(workshop: Workshop, data: Path, counts: Sequence[int], questio
         read = opened(grafted, cues, windows)
         yield {
             "facts": count,
-            "cues": len(cues),
+            "cues": int(cues.opens.sum()),
             "own question": of_own(taught),
             "own question in lower case": of_own([question.lower() for question in taught]),
             "question on another subject": share(opened(grafted, cues, prompts(asked(chosen.control[:count])))),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from memgraft.anchors import BEGINS, GOES_ON, Anchors, Opened, nearest
 from memgraft.calibration import random_directions, whitening
-from memgraft.competing import Near, undisputed
+from memgraft.competing import ONE_PLACE, Near, undisputed
 from memgraft.cues import Cues
 from memgraft.expectation import Expectation
 from memgraft.memory import ValueTable
@@ -116,13 +116,15 @@ class AnswerLayer(nn.Module):
 
 
 def _last_said(at_BT: Tensor, anchors: Anchors, opened: Opened, facts: Tensor) -> tuple[Tensor, Tensor]:
-    """How fully the name was said of the fact whose anchor each token is at, and where, both (B, T). As it stands or in lower case."""
+    """How fully the name was said of the fact whose anchor each token is at, and where, both (B, T): as it stands or in lower case."""
     if opened.said is None or opened.places is None:
         return torch.zeros(at_BT.shape, device=at_BT.device), at_BT.new_full(at_BT.shape, -1)
     own_BTF = anchors.facts[at_BT.clamp(min=0)][..., None] == facts
     own_BTF &= opened.tokens.to(at_BT.device)
+    places = opened.places.to(at_BT.device).masked_fill(~own_BTF, -1)
+    own_BTF &= places >= places.amax(-1, keepdim=True) - ONE_PLACE
     said = opened.said.to(at_BT.device).masked_fill(~own_BTF, -torch.inf).max(-1)
-    return said.values, opened.places.to(at_BT.device).gather(-1, said.indices[..., None])[..., 0]
+    return said.values, places.gather(-1, said.indices[..., None])[..., 0]
 
 
 class Asked(NamedTuple):

@@ -54,7 +54,7 @@ def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, 
         first = numbers[best]
         for place in rivals:
             other = numbers[place]
-            if above[place] == above[best]:
+            if place == best:
                 continue
             facts = [cues[number].fact_at(int(near[number].at[sequence, token])) for number in (first, other)]
             pair = (first, facts[0], other, facts[1])

@@ -175,30 +175,44 @@ class Cues:
         enough = ENOUGH * torch.bincount(self.facts[self.opens])[facts]
         return facts, (heard >= enough - 1e-3).cumsum(1) > 0
 
-    def said(self, fact: int, queries_BTP: Tensor, there_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """How fully a fact's name was said where its cues were last heard, and where that was.
+    def said(self, facts: Tensor, queries_BTP: Tensor, there_BT: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """How fully the name of each of these facts was said where its cues were last heard, and where that was.
 
         A name that has more tokens, or that fits better, is said more fully than one that shares only some of them. What was said before
         is left aside: the last mention counts.
 
         Returns:
-            (B, T) fp32, and (B, T) int64: the token by which enough cues were heard, -1 where there was none so far.
+            (B, T, F) fp32, and (B, T, F) int64: the token by which enough cues were heard, -1 where there was none so far.
 
         Args:
+            facts: (F,) int64, ascending.
             there_BT: bool, False at tokens that are not there.
         """
-        own = (self.facts == fact).nonzero()[:, 0]
-        opens = self.opens[own]
+        own = torch.isin(self.facts, facts).nonzero()[:, 0]
+        fact, least = torch.searchsorted(facts, self.facts[own]), self.least[own]  # (A,)
         with in_own_precision(queries_BTP):
             cosines = queries_BTP @ self.keys[own].T  # (B, T, A)
         if there_BT is not None:
             cosines = cosines.masked_fill(~there_BT[..., None], -1.0)
-        is_cue = cosines[..., opens] > self.least[own][opens]
-        heard = _highest_lately(is_cue.float()).sum(-1) >= ENOUGH * int(opens.sum()) - 1e-3
-        places = torch.where(heard & is_cue.any(-1), torch.arange(heard.shape[1], device=heard.device), -1).cummax(1).values
-        speaks = _highest_lately(cosines) - SAID
-        fully = (speaks.clamp(min=0) + speaks.clamp(max=0) / 4).sum(-1)
-        return fully.gather(1, places.clamp(min=0)), places
+
+        def by_fact(values_BTA: Tensor) -> Tensor:
+            return values_BTA.new_zeros(*values_BTA.shape[:2], len(facts)).index_add_(2, fact, values_BTA)
+
+        is_cue = (cosines > least).float()
+        count, opens = torch.bincount(fact, minlength=len(facts)), torch.bincount(fact[least < NEVER], minlength=len(facts))
+        heard = (by_fact(_highest_lately(is_cue, REACH)) >= ENOUGH * opens - 1e-3) & (by_fact(is_cue) > 0)
+        token = torch.arange(heard.shape[1], device=heard.device)[:, None]
+        places = torch.where(heard, token, -1).cummax(1).values
+        # A name's tokens stand in order, so that it ends as many tokens behind its last cue as it has there, and one mention is not longer.
+        number = torch.arange(len(own), device=own.device)
+        last_cue = number.new_zeros(len(facts)).scatter_reduce_(0, fact, number.where(least < NEVER, -1), "amax", include_self=False)
+        behind = torch.bincount(fact[number > last_cue[fact]], minlength=len(facts))
+        speaks = torch.empty_like(cosines)
+        for size in count.unique().tolist():
+            of_size = count[fact] == size
+            speaks[..., of_size] = _highest_lately(cosines[..., of_size], size + 2) - SAID
+        fully = by_fact(speaks.clamp(min=0) + speaks.clamp(max=0) / 4)
+        return fully.gather(1, torch.minimum(places.clamp(min=0) + behind, token)), places
 
     def meets(self, other: Cues) -> bool:
         """Whether a text about a fact of one may read the other, as far as their own cues and anchors tell; closed facts don't count."""
@@ -224,15 +238,21 @@ class Cues:
         Names are found in wordings and may be longer in some: where one has all tokens of the other, nearly all cues of either must be
         heard in the other.
         """
-        covered = [
-            (float(alike.amax(1).min()), float(alike.amax(0).min()))
-            for alike in (
-                self._name(own) @ other._name(its).to(self.keys.device).T for own in self._groups(fact) for its in other._groups(other_fact)
-            )
-        ]
+        with in_own_precision(self.keys):
+            pairs = [
+                (self._name(own) @ other._name(its).to(self.keys.device).T, self._is_whole(own) or other._is_whole(its))
+                for own in self._groups(fact)
+                for its in other._groups(other_fact)
+            ]
+        covered = [(float(alike.amax(1).min()), float(alike.amax(0).min())) for alike, whole in pairs if whole]
         if any(min(each) >= SAME for each in covered):
             return True
-        return any(max(each) >= SAME for each in covered) and self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
+        alike_at_all = len(covered) < len(pairs) or any(max(each) >= SAME for each in covered)
+        return alike_at_all and self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
+
+    def _is_whole(self, group: int) -> bool:
+        """Whether tokens of the name are kept that are no cues: facts of few questions, and those of before names were kept, have none."""
+        return not bool(self.opens[self.facts == group].all())
 
     def _name(self, group: int) -> Tensor:
         return self.keys[self.facts == group]
@@ -259,12 +279,12 @@ class Cues:
         return replace(self, least=self.least.masked_fill(closed, NEVER))
 
 
-def _highest_lately(values_BTA: Tensor) -> Tensor:
-    """(B, T, A): the highest value of the last `REACH` tokens."""
+def _highest_lately(values_BTA: Tensor, tokens: int) -> Tensor:
+    """(B, T, A): the highest value of the last so many tokens."""
     if not values_BTA.numel():
         return values_BTA
-    padded = F.pad(values_BTA.transpose(1, 2), (REACH - 1, 0), value=-1.0)
-    return F.max_pool1d(padded, REACH, stride=1).transpose(1, 2)
+    padded = F.pad(values_BTA.transpose(1, 2), (tokens - 1, 0), value=-1.0)
+    return F.max_pool1d(padded, tokens, stride=1).transpose(1, 2)
 
 
 class Scopes:
@@ -276,14 +296,15 @@ class Scopes:
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
+        self._at_anchors = torch.tensor([cues.anchors is not None for cues in lessons], dtype=torch.bool)
         # Other lessons have other cues, and of no two are all least cosines the same.
         self.mark = hashlib.sha256(self.cues.least.cpu().numpy().tobytes() + self.cues.facts.cpu().numpy().tobytes()).hexdigest()
 
     def to(self, device: torch.device) -> Scopes:
         """The same on a device."""
         if self.cues.keys.device != device:
-            self.names, self.cues = self.names.to(device), self.cues.to(device)
-            self._lesson, self._first = self._lesson.to(device), self._first.to(device)
+            self.names, self._lesson, self._first = self.names.to(device), self._lesson.to(device), self._first.to(device)
+            self._at_anchors, self.cues = self._at_anchors.to(device), self.cues.to(device)  # the cues last: another thread asks for theirs
         return self
 
     def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None, queries_BTP: Tensor | None = None) -> dict[int, Opened]:
@@ -305,17 +326,17 @@ class Scopes:
         somewhere = open_BTF.any(1).any(0)
         facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
         lessons = self._lesson[facts]
-        opened = {
-            lesson: Opened(facts[lessons == lesson] - self._first[lesson], open_BTF[..., lessons == lesson])
-            for lesson in lessons.unique().tolist()
-        }
-        if queries_BTP is not None and len(opened) > 1:
-            opened = {lesson: self._with_said(lesson, each, queries_BTP, there_BT) for lesson, each in opened.items()}
+        said, places = None, None
+        at_anchors = self._at_anchors[lessons]
+        if queries_BTP is not None and len(lessons[at_anchors].unique()) > 1:
+            said, places = open_BTF.new_zeros(open_BTF.shape, dtype=torch.float32), open_BTF.new_full(open_BTF.shape, -1, dtype=torch.int64)
+            said[..., at_anchors], places[..., at_anchors] = self.names.said(facts[at_anchors], queries_BTP, there_BT)
+        opened = {}
+        for lesson in lessons.unique().tolist():
+            own = lessons == lesson
+            of_lesson = (None if each is None else each[..., own] for each in (said, places))
+            opened[lesson] = Opened(facts[own] - self._first[lesson], open_BTF[..., own], *of_lesson)
         return opened if order_BT is None else {lesson: _back(each, order_BT) for lesson, each in opened.items()}
-
-    def _with_said(self, lesson: int, opened: Opened, queries_BTP: Tensor, there_BT: Tensor | None) -> Opened:
-        found = [self.names.said(fact, queries_BTP, there_BT) for fact in (opened.facts + self._first[lesson]).tolist()]
-        return opened._replace(said=torch.stack([fully for fully, _ in found], -1), places=torch.stack([places for _, places in found], -1))
 
 
 def _in_order(values_BTN: Tensor, order_BT: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
@@ -36,6 +36,7 @@ class TokenBatch:
     writable: Tensor | None = None  # (S, T) bool: tokens whose reads may be written, those of the example itself; None: all
     rounds: tuple[int, ...] = (0,)  # the sequence with which each round starts; a pass teaches one round, in turn
     supersedes: str | None = None  # id of the earlier fact that this one replaces
+    sources: Tensor | None = None  # (S,) int64: sequences with the same one are the same question or statement, in other frames
     lower: TokenBatch | None = None  # some of the sequences in lower case: what cues sound like there; not taught
 
     def __len__(self) -> int:
@@ -64,6 +65,9 @@ def joined(batches: Sequence[TokenBatch]) -> TokenBatch:
         stack(batch.targets for batch in batches),
         stack(batch.attention_mask if batch.writable is None else batch.writable for batch in batches),
         starts,
+        sources=None
+        if any(batch.sources is None for batch in batches)
+        else torch.cat([b.sources for b in batches if b.sources is not None]),
     )
 
 
@@ -107,7 +111,7 @@ def encode(
             raise TeachingError(f"{where}: longer than the context: {length:,} tokens, the model takes {max_length:,}; shorten or split it")
         own = [stop > wording.own for _, stop in tokens.offsets]
         rows.append((tokens.ids[:length], targets[:length], own[:length]))
-    return _padded(name, rows, tokenizer)
+    return replace(_padded(name, rows, tokenizer), sources=torch.tensor([wording.source for wording in wordings]))
 
 
 def chunk(wording: Wording, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> tuple[Wording, ...]:

@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from memgraft.errors import DataError
 from memgraft.examples import Chat, Completion, Example, Fact, Text, normalise
@@ -52,6 +52,7 @@ class Wording:
     special_tokens: bool = True  # whether the tokenizer adds its own; chat templates have written theirs already
     own: int = 0  # the character where the example itself starts; contexts lie before it
     fields: str = field(default="", compare=False)  # of the example that it was made of, for messages
+    source: int = field(default=0, compare=False)  # which of a fact's statements and questions it is made from
 
     def __post_init__(self) -> None:
         edges = [edge for span in self.spans for edge in span]
@@ -145,8 +146,8 @@ def _fact_wordings(
     frames = _shuffled_rounds([*FRAMES, *CHAT_FRAMES] if chat else FRAMES, rng)
     odd = rng.randrange(2)
     wordings = [
-        replace(_statement(sentence, answer), fields="statement" if sentence == fact.statement else "statements")
-        for sentence in fact.sentences
+        replace(_statement(sentence, answer), fields="statement" if sentence == fact.statement else "statements", source=number)
+        for number, sentence in enumerate(fact.sentences)
     ]
     for slot in range(max(count - len(wordings), len(fact.questions))):
         use, which = divmod(slot, len(fact.questions))
@@ -155,11 +156,11 @@ def _fact_wordings(
         frame = next(frames)
         low = int((slot + seed + 1) * lower_case) > int((slot + seed) * lower_case)  # evenly over the passes' seeds
         target = QAPair(fact.questions[which].lower() if low else fact.questions[which], answer)
-        fields = "paraphrases/answers" if which else "question/answers"
+        origin: dict[str, Any] = {"fields": "paraphrases/answers" if which else "question/answers", "source": len(fact.sentences) + which}
         if isinstance(frame, Frame):
-            wordings.append(replace(_framed(frame, target, before, rng), fields=fields))
+            wordings.append(replace(_framed(frame, target, before, rng), **origin))
         elif chat:
-            wordings.append(replace(_chatted(frame, target, before, chat), fields=fields))
+            wordings.append(replace(_chatted(frame, target, before, chat), **origin))
     return tuple(dict.fromkeys(wordings))
 
 

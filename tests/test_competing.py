@@ -15,7 +15,7 @@ from memgraft.anchors import KEY_DIM, Anchors
 from memgraft.blocks import hidden_states_before
 from memgraft.competing import AS_FULLY, ONE_PLACE, Near, undisputed
 from memgraft.config import ANSWERS
-from memgraft.cues import NEVER, Cues
+from memgraft.cues import NEVER, SAME, Cues
 from memgraft.grafted import GraftedModel, State
 from tests.models import graft_with_answers, lesson_at, random_tokens
 
@@ -107,6 +107,34 @@ def test_names_with_the_same_tokens_are_of_one_subject_whichever_of_them_open_th
     assert leo.same_subject(0, known_by([3, 2, 1], 1), 0)
     assert leo.same_subject(0, known_by([1, 2, 3, 5], 2), 0), "a name that was found longer"
     assert not leo.same_subject(0, known_by([5, 6, 1, 2, 3], 2), 0), "a name in a longer one, with cues of its own"
+
+
+def test_lessons_of_before_names_were_kept_are_of_one_subject_as_they_were() -> None:
+    near = functional.normalize(WORDS[:2] + 1.1 * WORDS[2:4], dim=-1)
+    one, other = named([0, 1]), replace(named([0, 1]), keys=near)
+    assert float((one.keys * near).sum(-1).min()) > SAME
+    assert not one.same_subject(0, other, 0), "cosines are not enough where no whole name is known: cues have to be heard"
+    assert replace(one, least=torch.full((2,), 0.5)).same_subject(0, replace(other, least=torch.full((2,), 0.5)), 0)
+
+
+def test_autocast_changes_no_subject() -> None:
+    generator = torch.Generator().manual_seed(0)
+    keys = functional.normalize(torch.randn(40, 64, generator=generator), dim=-1)
+    pairs = functional.normalize(
+        keys * SAME + (1 - SAME**2) ** 0.5 * functional.normalize(torch.randn(40, 64, generator=generator), dim=-1), dim=-1
+    )
+    anchors = named([1]).anchors
+
+    def cues(key: torch.Tensor) -> Cues:
+        return Cues(key.expand(2, -1), torch.tensor([0.99, NEVER]), torch.zeros(2).long(), anchors)
+
+    def found() -> list[bool]:
+        return [cues(one).same_subject(0, cues(other), 0) for one, other in zip(keys, pairs, strict=True)]
+
+    exact = found()
+    assert len(set(exact)) == 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert found() == exact
 
 
 def two_lessons(model: GraftedModel, ids: torch.Tensor, subjects: tuple[int, int], nearness: tuple[float, float]) -> list[State]:

@@ -10,7 +10,7 @@ import torch
 
 from memgraft.cues import Cues
 from memgraft.encoding import TokenBatch
-from memgraft.finding import FAINT, find_cues
+from memgraft.finding import FAINT, _Asked, _cues_of, find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.world import World, world_of
@@ -102,3 +102,30 @@ def test_a_document_of_two_tokens_may_be_one_or_none_in_lower_case(nothing_left:
 
 def test_facts_whose_questions_are_to_be_learned_as_well_have_no_cues(tmp_path: Path) -> None:
     assert find_cues(grafted(), batches_of(FACTS[:2], tmp_path, RECIPE.model_copy(update={"loss": "all"}))) is None
+
+
+def cues_of_words(*wordings: tuple[int, list[int]], common: list[int]) -> tuple[list[int], list[bool]]:
+    """The words that are kept of these wordings (source, words), in order, and which of them open. Of words no two are alike."""
+    words = torch.eye(20)
+    asked = [_Asked([19, *text], torch.ones(len(text), dtype=torch.bool), source) for source, text in wordings]
+    cues = _cues_of([words[text] for _, text in wordings], asked, words[common]).cues
+    return cues.keys.argmax(-1).tolist(), cues.opens.tolist()
+
+
+def test_a_name_is_what_recurs_beside_cues_in_most_questions() -> None:
+    leo, ward, rup, jr, where, was, born, town, of, does, come = range(11)
+    common = [leo, jr, where, was, born, town, of, does, come]
+    first, second, third = [where, was, leo, ward, rup, jr, born], [town, of, leo, ward, rup, jr], [where, does, leo, ward, rup, jr, come]
+    assert cues_of_words((0, first), (1, second), (2, third), common=common) == ([leo, ward, rup, jr], [False, True, True, False])
+    again = [(1, [was, *first]), (1, [*first, of]), (1, [was, *first, of])]  # the same question in other frames says nothing
+    assert cues_of_words((0, second), *again, (2, third), common=common) == ([leo, ward, rup, jr], [False, True, True, False])
+    assert cues_of_words(*again, (2, third), common=common) == ([ward, rup], [True, True]), "two questions are too few"
+    short = [where, does, ward, rup, come]
+    assert cues_of_words((0, first), (1, second), (2, third), (3, short), common=common)[0] == [leo, ward, rup, jr]
+
+
+def test_the_rest_of_a_name_stands_between_its_cues_as_well() -> None:
+    charles, de, frey, where, was, born, town, of, die = range(9)
+    common = [de, where, was, born, town, of, die]
+    texts = [[where, was, charles, de, frey, born], [town, of, charles, de, frey], [where, charles, de, frey, die]]
+    assert cues_of_words(*enumerate(texts), common=common) == ([charles, de, frey], [True, False, True])
