@@ -4,7 +4,7 @@
     python -m benchmarks.recipe --data FOLDER --parts taught        # one part
 
 Parts, each resumable: `taught` (200 facts in one lesson: frames, near misses, instructions), `corrections` (100 of them and 100 that the
-base knew get other answers), `stream` (1,000 facts, each a lesson of its own), `namesakes` (300 of these, and then one about each subject
+base knew get other answers), `stream` (1,000 facts, each a lesson of its own), `namesakes` (200 of these, and then one about each subject
 whose name is put together from two of theirs). How the recipe compares with others is `benchmarks.pareto`, whose test split the summary
 takes up. Lessons go into real stores under --cache.
 """
@@ -43,11 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--stream-facts", type=int, help="facts of the stream (default: 1000); a longer one goes on where a shorter one ended"
     )
-    parser.add_argument("--first-facts", type=int, help="facts that namesakes are taught after (default: 300)")
+    parser.add_argument("--first-facts", type=int, help="facts that namesakes are taught after (default: 200)")
     parser.add_argument("--seeds", type=int, default=1, help="how often each part is run (default: %(default)s)")
     options = parser.parse_args(argv)
     options.output = output_of(options, "recipe")
-    for name, usual, small in (("facts", 200, 4), ("changed", 100, 2), ("stream_facts", 1000, 3), ("first_facts", 300, 8)):
+    for name, usual, small in (("facts", 200, 4), ("changed", 100, 2), ("stream_facts", 1000, 3), ("first_facts", 200, 8)):
         if getattr(options, name) is None:
             setattr(options, name, small if options.smoke else usual)
     try:
