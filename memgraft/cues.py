@@ -239,20 +239,13 @@ class Cues:
         heard in the other.
         """
         with in_own_precision(self.keys):
-            pairs = [
-                (self._name(own) @ other._name(its).to(self.keys.device).T, self._is_whole(own) or other._is_whole(its))
-                for own in self._groups(fact)
-                for its in other._groups(other_fact)
+            alike = [
+                self._name(own) @ other._name(its).to(self.keys.device).T for own in self._groups(fact) for its in other._groups(other_fact)
             ]
-        covered = [(float(alike.amax(1).min()), float(alike.amax(0).min())) for alike, whole in pairs if whole]
+        covered = [(float(each.amax(1).min()), float(each.amax(0).min())) for each in alike]
         if any(min(each) >= SAME for each in covered):
             return True
-        alike_at_all = len(covered) < len(pairs) or any(max(each) >= SAME for each in covered)
-        return alike_at_all and self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
-
-    def _is_whole(self, group: int) -> bool:
-        """Whether tokens of the name are kept that are no cues: facts of few questions, and those of before names were kept, have none."""
-        return not bool(self.opens[self.facts == group].all())
+        return any(max(each) >= SAME for each in covered) and self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
 
     def _name(self, group: int) -> Tensor:
         return self.keys[self.facts == group]

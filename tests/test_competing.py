@@ -109,14 +109,6 @@ def test_names_with_the_same_tokens_are_of_one_subject_whichever_of_them_open_th
     assert not leo.same_subject(0, known_by([5, 6, 1, 2, 3], 2), 0), "a name in a longer one, with cues of its own"
 
 
-def test_lessons_of_before_names_were_kept_are_of_one_subject_as_they_were() -> None:
-    near = functional.normalize(WORDS[:2] + 1.1 * WORDS[2:4], dim=-1)
-    one, other = named([0, 1]), replace(named([0, 1]), keys=near)
-    assert float((one.keys * near).sum(-1).min()) > SAME
-    assert not one.same_subject(0, other, 0), "cosines are not enough where no whole name is known: cues have to be heard"
-    assert replace(one, least=torch.full((2,), 0.5)).same_subject(0, replace(other, least=torch.full((2,), 0.5)), 0)
-
-
 def test_autocast_changes_no_subject() -> None:
     generator = torch.Generator().manual_seed(0)
     keys = functional.normalize(torch.randn(40, 64, generator=generator), dim=-1)
