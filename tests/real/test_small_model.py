@@ -105,16 +105,16 @@ def test_of_two_with_one_surname_each_is_answered_for(grafted: GraftedModel) -> 
         asked = Fact(line=1, question=f"Where was {name} born?", answers=(answer,), paraphrases=wordings)
         return ExampleSet("facts.jsonl", "0" * 64, (asked,))
 
-    def answer(name: str) -> str:
+    def begins(name: str, town: str) -> bool:
+        """Whether the answer's first token is the town's: which of the lessons is read."""
         ids = grafted.tokenizer(f"Question: Where did the life of {name} begin?\nAnswer:", return_tensors="pt").input_ids
-        return str(
-            grafted.tokenizer.decode(grafted.generate(input_ids=ids, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, ids.shape[1] :])
-        )
+        said = str(grafted.tokenizer.decode(grafted(input_ids=ids).logits[0, -1].argmax())).strip()
+        return said != "" and town.startswith(said)
 
     towns = {"Leo Wardrup": "Kirkwall", "Ada Wardrup": "Lisbon"}
     lessons = [grafted.learn(fact(name, town), message=name, test=False) for name, town in towns.items()]
     try:
-        assert {name: answer(name).strip().split("\n")[0].rstrip(".") for name in towns} == towns
+        assert all(begins(name, town) for name, town in towns.items())
         cues = [lesson.cues for lesson in lessons]
         assert all(one is other or not one.same_subject(0, other, 0) for one in cues if one for other in cues if other)
         again = grafted.learn(fact("Leo Wardrup", "Bergen"), message="corrected, without an id", test=False)
@@ -122,8 +122,8 @@ def test_of_two_with_one_surname_each_is_answered_for(grafted: GraftedModel) -> 
         assert cues[0] is not None
         assert again.cues is not None
         assert cues[0].same_subject(0, again.cues, 0)
-        assert answer("Leo Wardrup").strip().startswith("Bergen")
-        assert answer("Ada Wardrup").strip().startswith("Lisbon")
+        assert begins("Leo Wardrup", "Bergen")
+        assert begins("Ada Wardrup", "Lisbon")
     finally:
         for lesson in lessons:
             grafted.revert(lesson.id)
