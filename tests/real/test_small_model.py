@@ -99,22 +99,21 @@ def test_the_memory_is_closed_until_a_taught_fact_is_asked_for(grafted: GraftedM
 
 
 @torch.no_grad()
-def test_of_two_with_one_surname_each_is_answered_for(grafted: GraftedModel) -> None:
+def test_of_two_with_one_surname_the_lesson_is_read_that_was_asked_for(grafted: GraftedModel) -> None:
     def fact(name: str, answer: str) -> ExampleSet:
         wordings = (f"In which town was {name} born?", f"What is the birthplace of {name}?", f"Which town does {name} come from?")
         asked = Fact(line=1, question=f"Where was {name} born?", answers=(answer,), paraphrases=wordings)
         return ExampleSet("facts.jsonl", "0" * 64, (asked,))
 
-    def begins(name: str, town: str) -> bool:
-        """Whether the answer's first token is the town's: which of the lessons is read."""
-        ids = grafted.tokenizer(f"Question: Where did the life of {name} begin?\nAnswer:", return_tensors="pt").input_ids
-        said = str(grafted.tokenizer.decode(grafted(input_ids=ids).logits[0, -1].argmax())).strip()
-        return said != "" and town.startswith(said)
+    def read(name: str) -> set[int]:
+        """The numbers of the lessons that are read where the answer begins."""
+        grafted(**grafted.tokenizer(f"Question: Where was {name} born?\nAnswer:", return_tensors="pt"))
+        return {number for number, at in grafted.answered.items() if int(at[0, -1]) >= 0}
 
     towns = {"Leo Wardrup": "Kirkwall", "Ada Wardrup": "Lisbon"}
     lessons = [grafted.learn(fact(name, town), message=name, test=False) for name, town in towns.items()]
     try:
-        assert all(begins(name, town) for name, town in towns.items())
+        assert [read(name) for name in towns] == [{0}, {1}]
         cues = [lesson.cues for lesson in lessons]
         assert all(one is other or not one.same_subject(0, other, 0) for one in cues if one for other in cues if other)
         again = grafted.learn(fact("Leo Wardrup", "Bergen"), message="corrected, without an id", test=False)
@@ -122,8 +121,7 @@ def test_of_two_with_one_surname_each_is_answered_for(grafted: GraftedModel) -> 
         assert cues[0] is not None
         assert again.cues is not None
         assert cues[0].same_subject(0, again.cues, 0)
-        assert begins("Leo Wardrup", "Bergen")
-        assert begins("Ada Wardrup", "Lisbon")
+        assert [read(name) for name in towns] == [{0, 2}, {1}]
     finally:
         for lesson in lessons:
             grafted.revert(lesson.id)
