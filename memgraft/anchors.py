@@ -99,7 +99,7 @@ class Opened(NamedTuple):
 
     facts: Tensor  # (F,) int64, as the lesson's cues number them
     tokens: Tensor  # (B, T, F) bool: at which tokens each is
-    said: Tensor | None = None  # (B, T, F) fp32: how fully its name was said, where several lessons are open; see `memgraft.cues.Cues.said`
+    said: Tensor | None = None  # (B, T, F) fp32: how fully its name was said, where several facts are open; see `memgraft.cues.Cues.said`
     places: Tensor | None = None  # (B, T, F) int64: at which token that was
 
     def part(self, rows: slice, columns: slice) -> Opened:
@@ -113,23 +113,25 @@ class Opened(NamedTuple):
         return sum(each.nbytes for each in (self.tokens, self.said, self.places) if each is not None)
 
 
-def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Tensor, open_NF: Tensor) -> tuple[Tensor, Tensor]:
-    """The anchor that each token is at, of a fact that is open there: the one it exceeds most, and by how much.
+def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Tensor, open_NF: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The anchor of each fact that tokens are at, if it is open there: the one that a token exceeds most, and by how much.
 
     Returns:
-        (N,) int64, -1 where there is none, and (N,) fp32, above 0 where there is one.
+        (U,) int64 the facts that are meant, ascending; (N, U) int64, -1 where there is none; (N, U) fp32, above 0 where there is one.
 
     Args:
         expected_N: (N,) bool, whether an answer is expected behind each token.
-        facts: (F,) which facts the columns of open_NF (N, F) bool are.
+        facts: (F,) which facts the columns of open_NF (N, F) bool are; several may be the same one.
     """
-    at = torch.isin(anchors.facts, facts).nonzero()[:, 0]
-    if not len(at):
-        none = queries_NK.new_full((len(queries_NK),), -1.0, dtype=torch.float32)
-        return none.long(), none
+    own = torch.isin(anchors.facts, facts).nonzero()[:, 0]  # (A,)
+    meant, fact = anchors.facts[own].unique(return_inverse=True)
     with in_own_precision(queries_NK):
-        above = queries_NK @ anchors.keys[at].T - anchors.least[at]
-        may_NA = open_NF.float() @ (facts[:, None] == anchors.facts[at]).float() > 0
-        may_NA &= expected_N[:, None] | ~anchors.begins[at]
-    best = above.masked_fill(~may_NA, -1.0).max(-1)
-    return torch.where(best.values > 0, at[best.indices], -1), best.values
+        above = queries_NK @ anchors.keys[own].T - anchors.least[own]
+        may_NA = open_NF.float() @ (facts[:, None] == anchors.facts[own]).float() > 0
+        may_NA &= expected_N[:, None] | ~anchors.begins[own]
+    above = above.masked_fill(~may_NA, -1.0)
+    columns = fact.expand(len(above), -1)
+    most = above.new_full((len(above), len(meant)), -1.0).scatter_reduce_(1, columns, above, "amax")
+    order = torch.arange(len(own), device=own.device).expand_as(above)
+    first = order.new_full(most.shape, len(own)).scatter_reduce_(1, columns, order.where(above >= most[:, fact], len(own)), "amin")
+    return meant, torch.where(most > 0, own[first.clamp(max=len(own) - 1)], -1), most  # none is first where states are no numbers

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from memgraft.anchors import BEGINS, GOES_ON, Anchors, Opened, nearest
+from memgraft.anchors import BEGINS, GOES_ON, Opened, nearest
 from memgraft.calibration import random_directions, whitening
-from memgraft.competing import ONE_PLACE, Near, undisputed
+from memgraft.competing import Near, last_said, undisputed
 from memgraft.cues import Cues
 from memgraft.expectation import Expectation
 from memgraft.memory import ValueTable
@@ -93,11 +93,12 @@ class AnswerLayer(nn.Module):
             tokens = opened.tokens.to(hidden_states.device)
             open_BT = tokens.any(-1)
             facts = opened.facts.to(hidden_states.device) % anchors.fact_count  # a second group is of the same facts in lower case
-            at = torch.full(open_BT.shape, -1, dtype=torch.int64, device=hidden_states.device)
-            above = torch.full(open_BT.shape, -1.0, device=hidden_states.device)
             hidden = hidden_states[open_BT]
-            at[open_BT], above[open_BT] = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
-            near[number] = Near(at, above, *_last_said(at, anchors, opened, facts))
+            meant, at_NU, above_NU = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
+            at = at_NU.new_full((*open_BT.shape, len(meant)), -1)
+            above = above_NU.new_full(at.shape, -1.0)
+            at[open_BT], above[open_BT] = at_NU, above_NU
+            near[number] = Near(meant, at, above, *last_said(meant, facts, opened))
         return undisputed(near, {number: cues for number, (cues, _) in lessons.items()})
 
     def forward(self, hidden_states: Tensor, reads: Sequence[tuple[ValueTable, Tensor]]) -> Tensor:
@@ -113,18 +114,6 @@ class AnswerLayer(nn.Module):
                 y.requires_grad_(True)
             self.on_read(y)
         return (y * self.scale).to(hidden_states.dtype)
-
-
-def _last_said(at_BT: Tensor, anchors: Anchors, opened: Opened, facts: Tensor) -> tuple[Tensor, Tensor]:
-    """How fully the name was said of the fact whose anchor each token is at, and where, both (B, T): as it stands or in lower case."""
-    if opened.said is None or opened.places is None:
-        return torch.zeros(at_BT.shape, device=at_BT.device), at_BT.new_full(at_BT.shape, -1)
-    own_BTF = anchors.facts[at_BT.clamp(min=0)][..., None] == facts
-    own_BTF &= opened.tokens.to(at_BT.device)
-    places = opened.places.to(at_BT.device).masked_fill(~own_BTF, -1)
-    own_BTF &= places >= places.amax(-1, keepdim=True) - ONE_PLACE
-    said = opened.said.to(at_BT.device).masked_fill(~own_BTF, -torch.inf).max(-1)
-    return said.values, places.gather(-1, said.indices[..., None])[..., 0]
 
 
 class Asked(NamedTuple):

@@ -236,16 +236,40 @@ class Cues:
         """Whether both facts are of one subject: their names have the same tokens. Facts are numbered as by `fact_at`.
 
         Names are found in wordings and may be longer in some: where one has all tokens of the other, nearly all cues of either must be
-        heard in the other.
+        heard in the other; and they may not each have a token of its own in the other case, as they stand or in lower, in which they
+        may have been found in full.
         """
-        with in_own_precision(self.keys):
-            alike = [
-                self._name(own) @ other._name(its).to(self.keys.device).T for own in self._groups(fact) for its in other._groups(other_fact)
-            ]
-        covered = [(float(each.amax(1).min()), float(each.amax(0).min())) for each in alike]
-        if any(min(each) >= SAME for each in covered):
+        covered = {
+            (one, two): self._covered(own, other, its)
+            for one, own in enumerate(self._groups(fact))
+            for two, its in enumerate(other._groups(other_fact))
+        }
+        if any(min(each) >= SAME for each in covered.values()):
             return True
-        return any(max(each) >= SAME for each in covered) and self._names(fact, other, other_fact) and other._names(other_fact, self, fact)
+        if (
+            self._named_in_two_cases(fact)
+            and other._named_in_two_cases(other_fact)
+            and any(max(covered[case, case]) < SAME for case in (0, 1))
+        ):
+            return False
+        return (
+            any(max(each) >= SAME for each in covered.values())
+            and self._names(fact, other, other_fact)
+            and other._names(other_fact, self, fact)
+        )
+
+    def _covered(self, group: int, other: Cues, other_group: int) -> tuple[float, float]:
+        """The least cosine of a token of one name with the nearest of the other's, either way."""
+        own = self._name(group)
+        with in_own_precision(own):
+            alike = own @ other._name(other_group).to(own.device).T
+        return float(alike.amax(1).min()), float(alike.amax(0).min())
+
+    def _named_in_two_cases(self, fact: int) -> bool:
+        """Whether its name was found, as more than its cues, and in lower case apart from as it stands."""
+        groups = self._groups(fact)
+        more = not bool(self.opens[torch.isin(self.facts, torch.tensor(groups, device=self.facts.device))].all())
+        return more and len(groups) > 1 and not torch.equal(self._name(groups[0]), self._name(groups[1]))
 
     def _name(self, group: int) -> Tensor:
         return self.keys[self.facts == group]
@@ -289,7 +313,6 @@ class Scopes:
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
-        self._at_anchors = torch.tensor([cues.anchors is not None for cues in lessons], dtype=torch.bool)
         # Other lessons have other cues, and of no two are all least cosines the same.
         self.mark = hashlib.sha256(self.cues.least.cpu().numpy().tobytes() + self.cues.facts.cpu().numpy().tobytes()).hexdigest()
 
@@ -297,14 +320,14 @@ class Scopes:
         """The same on a device."""
         if self.cues.keys.device != device:
             self.names, self._lesson, self._first = self.names.to(device), self._lesson.to(device), self._first.to(device)
-            self._at_anchors, self.cues = self._at_anchors.to(device), self.cues.to(device)  # the cues last: another thread asks for theirs
+            self.cues = self.cues.to(device)  # the cues last: another thread asks for theirs
         return self
 
     def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None, queries_BTP: Tensor | None = None) -> dict[int, Opened]:
         """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there.
 
         Args:
-            queries_BTP: of the tokens, by which is told how fully the names of facts were said where several lessons are open.
+            queries_BTP: of the tokens, by which is told how fully the names of facts were said where several are open. None: it is not.
         """
         there_BT = None if mask_BT is None or mask_BT.shape != heard_BTM.shape[:2] else mask_BT.to(heard_BTM.device).bool()
         order_BT = None
@@ -320,10 +343,8 @@ class Scopes:
         facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
         lessons = self._lesson[facts]
         said, places = None, None
-        at_anchors = self._at_anchors[lessons]
-        if queries_BTP is not None and len(lessons[at_anchors].unique()) > 1:
-            said, places = open_BTF.new_zeros(open_BTF.shape, dtype=torch.float32), open_BTF.new_full(open_BTF.shape, -1, dtype=torch.int64)
-            said[..., at_anchors], places[..., at_anchors] = self.names.said(facts[at_anchors], queries_BTP, there_BT)
+        if queries_BTP is not None and len(facts) > 1:
+            said, places = self.names.said(facts, queries_BTP, there_BT)
         opened = {}
         for lesson in lessons.unique().tolist():
             own = lessons == lesson

@@ -182,7 +182,8 @@ class GraftedModel(nn.Module):
         scopes, queries = self._scopes.to(hidden_states.device), self.cue_queries(hidden_states)
         heard = heard_so_far(cache, len(self.blocks), Heard(scopes.cues.heard(queries), queries), scopes.mark)
         now = slice(heard.cues.shape[1] - hidden_states.shape[1], None)
-        opened = {number: each.part(slice(None), now) for number, each in scopes.open(heard.cues, mask, heard.queries).items()}
+        by_name = heard.queries if self.answers is not None else None  # only facts with anchors are told apart
+        opened = {number: each.part(slice(None), now) for number, each in scopes.open(heard.cues, mask, by_name).items()}
         return {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
 
     @property

@@ -1,8 +1,9 @@
-"""Where one token is at an anchor of several lessons, the nearest answers; only facts of one subject add up."""
+"""Where one token is at an anchor of several facts, one answers; only facts of one subject, of several lessons, add up."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 
 from memgraft.anchors import KEY_DIM, Anchors
 from memgraft.blocks import hidden_states_before
+from memgraft.commits import Rows
 from memgraft.competing import AS_FULLY, ONE_PLACE, Near, undisputed
 from memgraft.config import ANSWERS
 from memgraft.cues import NEVER, SAME, Cues
@@ -51,47 +53,62 @@ def test_a_subject_in_lower_case_is_the_same_one() -> None:
     assert not named([1, 3]).same_subject(0, both, 0)
 
 
-def asked_for_slowly(rivals: list[tuple[float, float, int]]) -> float:
-    """By how much the token exceeds the anchor of the fact that is asked for, of facts with (above, said, place)."""
-    groups: list[list[tuple[float, float, int]]] = []
-    for rival in sorted(rivals, key=lambda each: each[2]):
-        if groups and rival[2] - groups[-1][-1][2] <= ONE_PLACE:
+class Rival(NamedTuple):
+    """A fact that a token is at an anchor of."""
+
+    lesson: int
+    fact: int
+    above: float
+    said: float
+    place: int
+
+
+def asked_for_slowly(rivals: list[Rival]) -> Rival:
+    """The one that is asked for."""
+    groups: list[list[Rival]] = []
+    for rival in sorted(rivals, key=lambda each: each.place):
+        if groups and rival.place - groups[-1][-1].place <= ONE_PLACE:
             groups[-1].append(rival)
         else:
             groups.append([rival])
-    return max(max(above for above, said, _ in group if said >= max(each[1] for each in group) - AS_FULLY) for group in groups)
+    winners = [max((each for each in group if each.said >= max(of.said for of in group) - AS_FULLY), key=above) for group in groups]
+    return max(winners, key=above)
+
+
+def above(rival: Rival) -> float:
+    return rival.above
 
 
 @given(data=st.data(), lessons=st.integers(1, 4))
-def test_the_one_that_is_asked_for_answers_and_who_has_its_name_beside_it(data: st.DataObject, lessons: int) -> None:
-    names = [[1, 2], [3]]
-    cues = {number: named(*data.draw(st.permutations(names))) for number in range(lessons)}
+def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name(data: st.DataObject, lessons: int) -> None:
+    names = [[1, 2], [3], [2, 1]]  # the first and the last are of one subject
+    named_by = {number: data.draw(st.permutations(names).map(lambda order: order[:2])) for number in range(lessons)}
+    cues = {number: named(*each) for number, each in named_by.items()}
     near = {}
 
     def drawn(values: st.SearchStrategy[float]) -> torch.Tensor:
-        return torch.tensor(data.draw(st.lists(values, min_size=6, max_size=6))).view(2, 3)
+        return torch.tensor(data.draw(st.lists(values, min_size=12, max_size=12))).view(2, 3, 2)
 
     for number in cues:
-        at = drawn(st.integers(-1, 1)).long()
-        above = drawn(st.sampled_from([0.1, 0.2, 0.3, 0.4])) + 0.01 * number  # no two are the same
+        at = torch.where(drawn(st.integers(-1, 0)) < 0, -1, torch.arange(2))
+        above = drawn(st.sampled_from([0.1, 0.2, 0.3, 0.4])) + 0.01 * number + torch.tensor([0, 0.005])  # no two are the same
         said, places = drawn(st.sampled_from([0.5, 0.6, 1.0])), drawn(st.sampled_from([3, 5, 12, 25])).long()
-        near[number] = Near(at, above.masked_fill(at < 0, -1.0), said, places)
+        near[number] = Near(torch.arange(2), at, above.masked_fill(at < 0, -1.0), said, places)
     found = undisputed(near, cues)
-    names_of = {number: [lesson.keys[lesson.facts == fact].tolist() for fact in (0, 1)] for number, lesson in cues.items()}
-    for b in range(2):
-        for t in range(3):
-            there = {number: each for number, each in near.items() if each.at[b, t] >= 0}
-            if there:
-                rivals = [(float(each.above[b, t]), float(each.said[b, t]), int(each.places[b, t])) for each in there.values()]
-                most = asked_for_slowly(rivals)
-                first = next(number for number, each in there.items() if float(each.above[b, t]) == most)
-            for number, each in near.items():
-                read = int(found[number][b, t]) if number in found else -1
-                if number not in there:
-                    assert read == -1
-                    continue
-                alike = names_of[number][int(each.at[b, t])] == names_of[first][int(there[first].at[b, t])]
-                assert read == (int(each.at[b, t]) if number == first or alike else -1)
+    for place in [(b, t) for b in range(2) for t in range(3)]:
+        rivals = [
+            Rival(number, fact, *(float(each[(*place, fact)]) for each in near[number][2:]))
+            for number in near
+            for fact in (0, 1)
+            if near[number].at[(*place, fact)] >= 0
+        ]
+        expected = dict.fromkeys(near, -1)
+        if rivals:
+            best = asked_for_slowly(rivals)
+            for rival in sorted(rivals, key=lambda each: each.above):
+                if set(named_by[rival.lesson][rival.fact]) == set(named_by[best.lesson][best.fact]):
+                    expected[rival.lesson] = rival.fact
+        assert {number: int(found[number][place]) if number in found else -1 for number in near} == expected
     assert all((at >= 0).any() for at in found.values())
     backwards = undisputed(dict(reversed(near.items())), cues)
     assert all(torch.equal(at, backwards[number]) for number, at in found.items()), "the order of the lessons doesn't matter"
@@ -107,6 +124,22 @@ def test_names_with_the_same_tokens_are_of_one_subject_whichever_of_them_open_th
     assert leo.same_subject(0, known_by([3, 2, 1], 1), 0)
     assert leo.same_subject(0, known_by([1, 2, 3, 5], 2), 0), "a name that was found longer"
     assert not leo.same_subject(0, known_by([5, 6, 1, 2, 3], 2), 0), "a name in a longer one, with cues of its own"
+
+
+def test_names_that_differ_in_one_case_are_of_two_subjects_where_one_was_cut_in_the_other() -> None:
+    def in_both_cases(name: list[int], lower: list[int], opening: int) -> Cues:
+        cues = named(name, lower)
+        assert cues.anchors is not None
+        one = Anchors(cues.anchors.keys[:1], cues.anchors.least[:1], cues.anchors.facts[:1])
+        within = torch.tensor([*range(len(name)), *range(len(lower))])
+        return replace(cues, least=torch.where(within < opening, cues.least, NEVER), anchors=one)
+
+    cut, whole = in_both_cases([1, 2], [5, 3, 4], 2), in_both_cases([1, 2, 7], [5, 3, 8], 2)
+    assert not cut.same_subject(0, whole, 0), "one has 4, the other 8 in lower case"
+    assert not whole.same_subject(0, cut, 0)
+    assert cut.same_subject(0, in_both_cases([1, 2, 7], [5, 3, 4, 8], 2), 0), "it was found longer in both"
+    assert in_both_cases([1, 2], [1, 2], 1).same_subject(0, in_both_cases([1, 2, 7], [8, 3], 2), 0), "it was not found in lower case"
+    assert in_both_cases([1, 2], [5, 3, 4], 3).same_subject(0, in_both_cases([1, 2, 7], [5, 3, 8], 2), 0), "of one there are cues only"
 
 
 def test_autocast_changes_no_subject() -> None:
@@ -169,28 +202,39 @@ def test_two_lessons_of_one_subject_add_up() -> None:
     torch.testing.assert_close(model(input_ids=ids, use_cache=False).logits, together)
 
 
-def namesakes(model: GraftedModel, ids: torch.Tensor) -> State:
-    """Two lessons that token 3 opens and token 9 is at; the first one's name has token 2 as well, the second one is nearer."""
+def namesakes(model: GraftedModel, ids: torch.Tensor, *, together: bool) -> State:
+    """Two facts that token 3 opens and token 9 is at; the first one's name has token 2 as well, the second one is nearer."""
     with model.without_memory():
         first = hidden_states_before(model.base, model.blocks, model.config.layers[0], input_ids=ids)
     beside = (model.cue_queries(first[0, 2:3]), -model.cue_queries(first[0, 2:3]))
-    scoped = []
+    lessons = []
     for key, least in zip(beside, (0.95, 0.9), strict=True):
         cues, rows = lesson_at(model, ids, 3, 9)
         assert cues.anchors is not None
         anchors = replace(cues.anchors, least=torch.tensor([least]))
         named_whole = Cues(torch.cat([cues.keys, key]), torch.cat([cues.least, torch.tensor([NEVER])]), torch.zeros(2).long(), anchors)
-        model.assign_rows(rows, named_whole)
+        lessons.append((named_whole, rows[ANSWERS]))
+    if together:
+        every = [cues.anchors for cues, _ in lessons if cues.anchors is not None]
+        keys, least = torch.cat([each.keys for each in every]), torch.cat([each.least for each in every])
+        both = replace(Cues.joined([cues for cues, _ in lessons], model.config.query_dim), anchors=Anchors(keys, least, torch.arange(2)))
+        lessons = [(both, Rows(torch.arange(2), torch.cat([rows.values for _, rows in lessons])))]
+    scoped = []
+    for cues, rows in lessons:
+        model.assign_rows({ANSWERS: rows}, cues)
         scoped += model.state().scoped
     return State({}, tuple(scoped))
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("parts", [(12,), (3, 9), (5, 4, 3), (1,) * 12])
 @pytest.mark.parametrize("padding", [0, 2])
-def test_of_two_namesakes_the_one_whose_name_was_said_answers_in_whatever_parts_it_was_said(parts: tuple[int, ...], padding: int) -> None:
+def test_of_two_namesakes_the_one_whose_name_was_said_answers_in_whatever_parts(
+    parts: tuple[int, ...], padding: int, together: bool
+) -> None:
     model = graft_with_answers()
     ids = torch.tensor(random_tokens(12))
-    model.assign(namesakes(model, ids))
+    model.assign(namesakes(model, ids, together=together))
     padded = torch.cat([torch.zeros(1, padding, dtype=torch.int64), ids], 1)
     mask = (torch.arange(padded.shape[1]) >= padding).long()[None]
     cache, done, answered = DynamicCache(config=model.base.config), 0, []
@@ -200,11 +244,14 @@ def test_of_two_namesakes_the_one_whose_name_was_said_answers_in_whatever_parts_
             now = {"input_ids": padded[:, done : done + part], "attention_mask": mask[:, : done + part], "position_ids": place}
             model(**now, past_key_values=cache, use_cache=True)
             done += part
-            answered += [(number, done - part + int(t)) for number, at in model.answered.items() for t in (at[0] >= 0).nonzero()]
-    assert answered == [(0, 9 + padding)]
+            answered += [
+                (number, done - part + t, a) for number, at in model.answered.items() for t, a in enumerate(at[0].tolist()) if a >= 0
+            ]
+    assert answered == [(0, 9 + padding, 0)]
     model.assign(without_rest(model.state()))
     model(input_ids=ids, use_cache=False)
-    assert set(model.answered) == {0, 1}, "without the rest of their names they are of one subject"
+    of_each = {number: int(at.max()) for number, at in model.answered.items()}
+    assert of_each == ({0: 1} if together else {0: 0, 1: 0}), "without the rest of their names they are of one subject"
 
 
 def without_rest(state: State) -> State:
