@@ -117,6 +117,14 @@ def recipe(summary: Mapping[str, Any]) -> str:
                 f"of the namesakes {second['immediate_f1']:.3f} right after the lesson, {second['f1']:.3f} at the end",
             ]
         )
+    if found := own.get("together"):
+        rows.append(
+            [
+                f"{found['facts']:,} facts and {found['namesakes']:,} of subjects named like two of theirs, in one lesson",
+                _seeds(found["seeds"]),
+                f"F1 of the first {found['first']['f1']:.3f}, of the namesakes {found['second']['f1']:.3f}",
+            ]
+        )
     return table(("", "seeds", "found"), rows)
 
 

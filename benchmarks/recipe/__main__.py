@@ -5,8 +5,8 @@
 
 Parts, each resumable: `taught` (200 facts in one lesson: frames, near misses, instructions), `corrections` (100 of them and 100 that the
 base knew get other answers), `stream` (1,000 facts, each a lesson of its own), `namesakes` (200 of these, and then one about each subject
-whose name is put together from two of theirs). How the recipe compares with others is `benchmarks.pareto`, whose test split the summary
-takes up. Lessons go into real stores under --cache.
+whose name is put together from two of theirs), `together` (100 of these and those about such namesakes in one lesson). How the recipe
+compares with others is `benchmarks.pareto`, whose test split the summary takes up. Lessons go into real stores under --cache.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.pareto import output_of, parser_of, study_of
 from benchmarks.recipe import pooling
 from benchmarks.recipe.bench import Bench
 from benchmarks.recipe.corrections import corrections
-from benchmarks.recipe.namesakes import namesakes
+from benchmarks.recipe.namesakes import namesakes, together
 from benchmarks.recipe.stream import stream
 from benchmarks.recipe.taught import WORDINGS, taught
 from benchmarks.writing import write_json
@@ -29,7 +29,7 @@ from memgraft.comparison.runs import append_run, read_runs, run_id
 from memgraft.errors import MemgraftError
 from memgraft.teaching import Recipe
 
-PARTS = ("taught", "corrections", "stream", "namesakes")
+PARTS = ("taught", "corrections", "stream", "namesakes", "together")
 SCORES = ("learned_f1", "control_f1", "net_f1", "near_miss_f1", "leaked_f1", "probes")
 COMPARED = ("label", "seeds", *SCORES, "rows_per_fact", "bytes", "seconds")
 
@@ -44,10 +44,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--stream-facts", type=int, help="facts of the stream (default: 1000); a longer one goes on where a shorter one ended"
     )
     parser.add_argument("--first-facts", type=int, help="facts that namesakes are taught after (default: 200)")
+    parser.add_argument("--together-facts", type=int, help="facts that are taught in one lesson with their namesakes (default: 100)")
     parser.add_argument("--seeds", type=int, default=1, help="how often each part is run (default: %(default)s)")
     options = parser.parse_args(argv)
     options.output = output_of(options, "recipe")
-    for name, usual, small in (("facts", 200, 4), ("changed", 100, 2), ("stream_facts", 1000, 3), ("first_facts", 200, 8)):
+    sizes_of = (("facts", 200, 4), ("changed", 100, 2), ("stream_facts", 1000, 3), ("first_facts", 200, 8), ("together_facts", 100, 8))
+    for name, usual, small in sizes_of:
         if getattr(options, name) is None:
             setattr(options, name, small if options.smoke else usual)
     try:
@@ -58,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "corrections": (corrections, {"facts": options.facts, "changed": options.changed}),
             "stream": (stream, {"facts": options.stream_facts}),
             "namesakes": (namesakes, {"facts": options.first_facts}),
+            "together": (together, {"facts": options.together_facts}),
         }
         path = study.output / "parts.jsonl"
         for seed in range(options.seeds):
@@ -66,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 shared = {name: getattr(study.sizes, name) for name in ("questions", "text_tokens", "background_tokens")}
                 recipe = Recipe(seed=seed).model_dump(mode="json")
                 settings = {"part": name, **sizes, "seed": seed, **shared, "recipe": recipe, **study.identity}
-                if name not in ("stream", "namesakes"):
+                if name in ("taught", "corrections"):
                     # What is measured is part of the run's id.
                     settings |= {"wordings": WORDINGS, "base_asked": "the same list again"}
                 if run_id(settings) not in read_runs(path):
@@ -106,6 +109,8 @@ def summary(folder: Path) -> dict[str, Any]:
         own["corrections"] = pooling.corrections(pooling.latest(parts["corrections"]))
     if parts.get("namesakes"):
         own["namesakes"] = pooling.namesakes(pooling.latest(parts["namesakes"]))
+    if parts.get("together"):
+        own["together"] = pooling.together(pooling.latest(parts["together"]))
     for count in {run["facts"]: None for run in parts.get("stream", ())}:
         runs = [run for run in pooling.latest_streams(parts["stream"]) if run["facts"] == count]
         own.setdefault("stream_retention", {})[str(count)] = pooling.streams(runs)

@@ -1,8 +1,9 @@
-"""Facts, and then facts about others who share their names: first those about some subjects, then those about namesakes of them."""
+"""Facts about some subjects and about namesakes of theirs: the latter taught after them, or all in one lesson."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.measurement import taught_rows
@@ -25,19 +26,13 @@ def namesakes(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
     where the store holds other lessons.
     """
     chosen = stream_rows(bench, facts, seed)
-    first = [bench.rows[number] for number in chosen]
-    made = recombined(first)
-    known = bench.known([question_of(row) for row in made])
-    second = [row for row, said in zip(made, known, strict=True) if said.f1 == 0]
-    if not second:
-        raise DataError(f"{facts} facts have no namesakes whose answer the base doesn't know: take more with --first-facts")
+    first, second = with_namesakes(bench, chosen)
     rows = [*first, *second]
     grafted = bench.stored("namesakes", chosen, seed)
     assert grafted.history.store is not None
     path = grafted.history.store.path.with_suffix(".jsonl")
     visits = read_runs(path)
-    fields = taught_rows(rows, Selection(taught=tuple(range(len(rows))), control=()))
-    taught = [Fact(line=place, **each) for place, each in enumerate(fields, 1)]
+    taught = facts_of(rows)
     active = bench.lessons(grafted)
     if active != [fact.name for fact in taught[: len(active)]]:
         raise DataError(f"{path}: {len(active)} lessons that {facts} facts and their namesakes do not begin with: take another --cache")
@@ -62,6 +57,38 @@ def namesakes(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
         "second": {"immediate_f1": mean(immediate[facts:]), "f1": mean(now[facts:])},
         "worse": sum(after < then for then, after in zip(before, now[:facts], strict=True)),
     }
+
+
+def together(bench: Bench, facts: int, seed: int) -> dict[str, Any]:
+    """Teach so many facts and one about each namesake of their subjects, as `namesakes` makes them, as one lesson; ask all."""
+    chosen = stream_rows(bench, facts, seed)
+    first, second = with_namesakes(bench, chosen)
+    grafted = bench.stored("together", chosen, seed)
+    bench.learn(grafted, facts_of([*first, *second]), "together", seed)
+    scores = asked(bench, grafted, [*first, *second])
+    return {
+        "facts": facts,
+        "namesakes": len(second),
+        "first": {"f1": mean(scores[:facts])},
+        "second": {"f1": mean(scores[facts:])},
+    }
+
+
+def with_namesakes(bench: Bench, chosen: Sequence[int]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """These rows, and those about namesakes of their subjects that the base answers wrongly. DataError where there are none."""
+    first = [bench.rows[number] for number in chosen]
+    made = recombined(first)
+    known = bench.known([question_of(row) for row in made])
+    second = [row for row, said in zip(made, known, strict=True) if said.f1 == 0]
+    if not second:
+        raise DataError(f"{len(chosen)} facts have no namesakes whose answer the base doesn't know: take more of them")
+    return first, second
+
+
+def facts_of(rows: Sequence[dict[str, Any]]) -> list[Fact]:
+    """The rows as facts to teach."""
+    fields = taught_rows(rows, Selection(taught=tuple(range(len(rows))), control=()))
+    return [Fact(line=place, **each) for place, each in enumerate(fields, 1)]
 
 
 def asked(bench: Bench, grafted: Any, rows: list[dict[str, Any]]) -> list[float]:

@@ -89,6 +89,16 @@ def namesakes(runs: Sequence[Run]) -> dict[str, Any]:
     }
 
 
+def together(runs: Sequence[Run]) -> dict[str, Any]:
+    """F1 of the facts and of those about their namesakes in the same lesson, means over the runs."""
+    return {
+        "seeds": [run["seed"] for run in runs],
+        "facts": runs[0]["facts"],
+        "namesakes": sum(run["namesakes"] for run in runs),
+        **{name: mean_of([run[name] for run in runs]) for name in ("first", "second")},
+    }
+
+
 def with_others(point: Run) -> dict[str, Any]:
     """A point of a stream with the F1 of all facts but the earliest; none where there are no others."""
     others = point["facts"] - EARLIEST

@@ -34,6 +34,12 @@ def recipe(path: Path) -> Iterator[str]:
         yield from points_table(run["points"])
     if parts.get("namesakes"):
         yield from _namesakes(pooling.namesakes(pooling.latest(parts["namesakes"])))
+    if parts.get("together"):
+        found = pooling.together(pooling.latest(parts["together"]))
+        yield (
+            f"{found['facts']:,} facts and {found['namesakes']:,} about such namesakes of their subjects in one lesson, "
+            f"{_seeds(found['seeds'])}: F1 {cell(found['first']['f1'])} of the first, {cell(found['second']['f1'])} of the namesakes."
+        )
 
 
 def _namesakes(found: Mapping[str, Any]) -> Iterator[str]:
