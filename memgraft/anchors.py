@@ -100,12 +100,16 @@ class Opened(NamedTuple):
     facts: Tensor  # (F,) int64, as the lesson's cues number them
     tokens: Tensor  # (B, T, F) bool: at which tokens each is
     said: Tensor | None = None  # (B, T, F) fp32: how fully its name was said, where several facts are open; see `memgraft.cues.Cues.said`
-    places: Tensor | None = None  # (B, T, F) int64: at which token that was
+    places: Tensor | None = None  # (B, T, F) int32: at which token that was
 
     def part(self, rows: slice, columns: slice) -> Opened:
         """Of these sequences and tokens alone."""
         said, places = (None if each is None else each[rows, columns].clone() for each in (self.said, self.places))
         return Opened(self.facts, self.tokens[rows, columns].clone(), said, places)
+
+    def to(self, device: torch.device) -> Opened:
+        """The same on a device."""
+        return Opened(*(None if each is None else each.to(device) for each in self))  # type: ignore[arg-type]
 
     @property
     def nbytes(self) -> int:

@@ -2,9 +2,10 @@
 
 Of facts whose names were heard in one place, as those of namesakes are ("Leo Wardrup" and "Ada Wardrup") and those of a subject whose name
 has another's in it ("The Alternative to Love"), the one whose name was said most fully. Else the one whose anchor the token exceeds most:
-where names were heard in several places, and of facts of one subject, since its name may have been found longer for one than for another.
-Of one lesson a token reads one fact. Of several lessons only facts of one subject add up: a fact that is taught again, with another answer,
-is asked for by the same questions, and was taught with the earlier one open.
+where names were heard in several places; and in one lesson, where they are of one subject, whose name may have been found longer for one
+than for the other, or where of one only cues are known, which may be of its question. Of one lesson a token reads one fact. Of several
+lessons only facts of one subject add up: a fact that is taught again, with another answer, is asked for by the same questions, and was
+taught with the earlier one open.
 
 Shape suffixes: B sequences, T tokens, F facts of one lesson that are open, U as many without repetition, R rivals, facts of all lessons.
 """
@@ -31,7 +32,7 @@ class Near(NamedTuple):
     at: Tensor  # (B, T, U) int64: an anchor of each fact, -1 for none
     above: Tensor  # (B, T, U) fp32: by how much a token's cosine exceeds the anchor's least one; not above 0 where there is none
     said: Tensor  # (B, T, U) fp32: how fully the fact's name was said (`memgraft.cues.Cues.said`)
-    places: Tensor  # (B, T, U) int64: at which token that was
+    places: Tensor  # (B, T, U) int32: at which token that was
 
 
 def last_said(meant: Tensor, facts: Tensor, opened: Opened) -> tuple[Tensor, Tensor]:
@@ -43,7 +44,7 @@ def last_said(meant: Tensor, facts: Tensor, opened: Opened) -> tuple[Tensor, Ten
     """
     shape = (*opened.tokens.shape[:2], len(meant))
     if opened.said is None or opened.places is None:
-        return torch.zeros(shape, device=meant.device), meant.new_full(shape, -1)
+        return torch.zeros(shape, device=meant.device), torch.full(shape, -1, dtype=torch.int32, device=meant.device)
     known = torch.isin(facts, meant)
     fact = torch.searchsorted(meant, facts[known])
 
@@ -52,7 +53,7 @@ def last_said(meant: Tensor, facts: Tensor, opened: Opened) -> tuple[Tensor, Ten
 
     tokens, said, places = (each.to(meant.device)[..., known] for each in (opened.tokens, opened.said, opened.places))
     places = places.masked_fill(~tokens, -1)
-    said = said.masked_fill(~tokens | (places < of_each(places, -1)[..., fact] - ONE_PLACE), -torch.inf)
+    said = said.nan_to_num(nan=-torch.inf).masked_fill(~tokens | (places < of_each(places, -1)[..., fact] - ONE_PLACE), -torch.inf)
     fully = of_each(said, -torch.inf)
     return fully, of_each(places.masked_fill(said < fully[..., fact], -1), -1)
 
@@ -76,14 +77,14 @@ def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, 
     lessons_BT = torch.stack([(each.above > 0).any(-1) for each in near.values()]).sum(0)
     disputed_BT = (there_BTR.sum(-1) > 1) & ~(fully_BT & (lessons_BT == 1))  # else the nearest one of the only lesson
     subjects = _Subjects(cues)
-    for sequence, token in disputed_BT.nonzero().tolist():
-        at, above, said, places = (each[sequence, token].tolist() for each in (at_BTR, above_BTR, said_BTR, places_BTR))
+    values = (each[disputed_BT].tolist() for each in (at_BTR, above_BTR, said_BTR, places_BTR))
+    for (sequence, token), at, above, said, places in zip(disputed_BT.nonzero().tolist(), *values, strict=True):
         here = sorted((place for place, value in enumerate(above) if value > 0), key=lambda place: -above[place])
         best = rivals[_asked_for(here, above, said, places)]
         answering: dict[int, int] = {}
         for place in here:
             number = rivals[place][0]
-            if number not in answering and subjects.same(best, rivals[place]):
+            if number not in answering and (subjects.same(best, rivals[place]) or subjects.untold(best, rivals[place])):
                 answering[number] = at[place]
         for number in near:
             found[number][sequence, token] = answering.get(number, -1)
@@ -102,6 +103,10 @@ class _Subjects:
         if pair not in self._same:
             self._same[pair] = one == other or self._cues[one[0]].same_subject(one[1], self._cues[other[0]], other[1])
         return self._same[pair]
+
+    def untold(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
+        """Whether they are of one lesson and not both named."""
+        return one[0] == other[0] and not all(self._cues[number].named(fact) for number, fact in (one, other))
 
 
 def _asked_for(rivals: list[int], above: list[float], said: list[float], places: list[int]) -> int:

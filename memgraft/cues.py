@@ -182,7 +182,7 @@ class Cues:
         is left aside: the last mention counts.
 
         Returns:
-            (B, T, F) fp32, and (B, T, F) int64: the token by which enough cues were heard, -1 where there was none so far.
+            (B, T, F) fp32, and (B, T, F) int32: the token by which enough cues were heard, -1 where there was none so far.
 
         Args:
             facts: (F,) int64, ascending.
@@ -212,7 +212,7 @@ class Cues:
             of_size = count[fact] == size
             speaks[..., of_size] = _highest_lately(cosines[..., of_size], size + 2) - SAID
         fully = by_fact(speaks.clamp(min=0) + speaks.clamp(max=0) / 4)
-        return fully.gather(1, torch.minimum(places.clamp(min=0) + behind, token)), places
+        return fully.gather(1, torch.minimum(places.clamp(min=0) + behind, token)), places.int()
 
     def meets(self, other: Cues) -> bool:
         """Whether a text about a fact of one may read the other, as far as their own cues and anchors tell; closed facts don't count."""
@@ -227,13 +227,8 @@ class Cues:
         lively = other.facts[other.opens].unique().tolist()
         return any(bool(self.open(self.heard(other.keys[other.facts == fact][None])).any()) for fact in lively)
 
-    def fact_at(self, anchor: int) -> int:
-        """The fact whose anchor it is. Only with anchors."""
-        assert self.anchors is not None
-        return int(self.anchors.facts[anchor])
-
     def same_subject(self, fact: int, other: Cues, other_fact: int) -> bool:
-        """Whether both facts are of one subject: their names have the same tokens. Facts are numbered as by `fact_at`.
+        """Whether both facts are of one subject: their names have the same tokens. Facts are numbered as by `anchors`.
 
         Names are found in wordings and may be longer in some: where one has all tokens of the other, nearly all cues of either must be
         heard in the other; and they may not each have a token of its own in the other case, as they stand or in lower, in which they
@@ -265,11 +260,14 @@ class Cues:
             alike = own @ other._name(other_group).to(own.device).T
         return float(alike.amax(1).min()), float(alike.amax(0).min())
 
+    def named(self, fact: int) -> bool:
+        """Whether its name was found, as more than its cues; these may be of the question too."""
+        return not bool(self.opens[torch.isin(self.facts, torch.tensor(self._groups(fact), device=self.facts.device))].all())
+
     def _named_in_two_cases(self, fact: int) -> bool:
-        """Whether its name was found, as more than its cues, and in lower case apart from as it stands."""
+        """Whether its name was found, and in lower case apart from as it stands."""
         groups = self._groups(fact)
-        more = not bool(self.opens[torch.isin(self.facts, torch.tensor(groups, device=self.facts.device))].all())
-        return more and len(groups) > 1 and not torch.equal(self._name(groups[0]), self._name(groups[1]))
+        return len(groups) > 1 and self.named(fact) and not torch.equal(self._name(groups[0]), self._name(groups[1]))
 
     def _name(self, group: int) -> Tensor:
         return self.keys[self.facts == group]
@@ -277,9 +275,11 @@ class Cues:
     def _names(self, fact: int, other: Cues, other_fact: int) -> bool:
         """Whether nearly all cues of the other fact are heard in those of this one, as they stand or in lower case."""
         for group in self._groups(fact):
-            heard = other.heard(self._name(group)[None].to(other.keys.device)).unique()
+            name = self._name(group).to(other.keys.device)
             for wanted in map(other._cues_of, other._groups(other_fact)):
-                if len(wanted) and int(torch.isin(wanted, heard).sum()) >= ALIKE * len(wanted):
+                with in_own_precision(name):
+                    heard = (name @ other.keys[wanted].T > other.least[wanted]).any(0)
+                if len(wanted) and int(heard.sum()) >= ALIKE * len(wanted):
                     return True
         return False
 
@@ -313,6 +313,10 @@ class Scopes:
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
+        anchored = torch.tensor([0 if cues.anchors is None else cues.anchors.fact_count for cues in lessons], dtype=torch.int64)
+        fact, own = torch.arange(len(self._lesson)) - self._first[self._lesson], anchored[self._lesson]
+        # Which fact is meant: the same one in lower case as well. Without anchors it can't be told yet.
+        self._meant = self._first[self._lesson] + torch.where(own > 0, fact % own.clamp(min=1), fact)
         # Other lessons have other cues, and of no two are all least cosines the same.
         self.mark = hashlib.sha256(self.cues.least.cpu().numpy().tobytes() + self.cues.facts.cpu().numpy().tobytes()).hexdigest()
 
@@ -320,6 +324,7 @@ class Scopes:
         """The same on a device."""
         if self.cues.keys.device != device:
             self.names, self._lesson, self._first = self.names.to(device), self._lesson.to(device), self._first.to(device)
+            self._meant = self._meant.to(device)
             self.cues = self.cues.to(device)  # the cues last: another thread asks for theirs
         return self
 
@@ -343,7 +348,7 @@ class Scopes:
         facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
         lessons = self._lesson[facts]
         said, places = None, None
-        if queries_BTP is not None and len(facts) > 1:
+        if queries_BTP is not None and len(self._meant[facts].unique()) > 1:
             said, places = self.names.said(facts, queries_BTP, there_BT)
         opened = {}
         for lesson in lessons.unique().tolist():

@@ -97,7 +97,8 @@ class FrozenPrefix:
         size = entered.hidden_states.nbytes + sum(opened.nbytes for opened in entered.open.values())
         if size <= self.budget:
             self.budget -= size
-            self.kept[key] = Entered(entered.hidden_states.cpu(), entered.open)
+            cpu = torch.device("cpu")
+            self.kept[key] = Entered(entered.hidden_states.to(cpu), {number: opened.to(cpu) for number, opened in entered.open.items()})
         return entered
 
     @contextmanager

@@ -81,9 +81,13 @@ def above(rival: Rival) -> float:
 
 @given(data=st.data(), lessons=st.integers(1, 4))
 def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name(data: st.DataObject, lessons: int) -> None:
-    names = [[1, 2], [3], [2, 1]]  # the first and the last are of one subject
+    names = [[1, 2], [3, 4], [2, 1]]  # the first and the last are of one subject
     named_by = {number: data.draw(st.permutations(names).map(lambda order: order[:2])) for number in range(lessons)}
-    cues = {number: named(*each) for number, each in named_by.items()}
+    found_whole = {number: data.draw(st.tuples(st.booleans(), st.booleans())) for number in range(lessons)}
+    cues = {}
+    for number, each in named_by.items():
+        no_cue = torch.tensor([whole and place == 1 for whole in found_whole[number] for place in range(2)])
+        cues[number] = replace(named(*each), least=torch.where(no_cue, NEVER, 0.99))
     near = {}
 
     def drawn(values: st.SearchStrategy[float]) -> torch.Tensor:
@@ -106,7 +110,8 @@ def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name
         if rivals:
             best = asked_for_slowly(rivals)
             for rival in sorted(rivals, key=lambda each: each.above):
-                if set(named_by[rival.lesson][rival.fact]) == set(named_by[best.lesson][best.fact]):
+                alike = set(named_by[rival.lesson][rival.fact]) == set(named_by[best.lesson][best.fact])
+                if alike or (rival.lesson == best.lesson and not all(found_whole[best.lesson][each.fact] for each in (rival, best))):
                     expected[rival.lesson] = rival.fact
         assert {number: int(found[number][place]) if number in found else -1 for number in near} == expected
     assert all((at >= 0).any() for at in found.values())
