@@ -99,13 +99,18 @@ class Opened(NamedTuple):
 
     facts: Tensor  # (F,) int64, as the lesson's cues number them
     tokens: Tensor  # (B, T, F) bool: at which tokens each is
-    said: Tensor | None = None  # (B, T, F) fp32: how fully its name was said, where several facts are open; see `memgraft.cues.Cues.said`
+    said: Tensor | None = None  # (B, T, F) fp32: how fully its name was said, where it was asked for; see `memgraft.cues.Cues.said`
     places: Tensor | None = None  # (B, T, F) int32: at which token that was
 
     def part(self, rows: slice, columns: slice) -> Opened:
         """Of these sequences and tokens alone."""
         said, places = (None if each is None else each[rows, columns].clone() for each in (self.said, self.places))
         return Opened(self.facts, self.tokens[rows, columns].clone(), said, places)
+
+    def of(self, chosen_F: Tensor) -> Opened:
+        """Of these facts alone, as bool."""
+        said, places = (None if each is None else each[..., chosen_F] for each in (self.said, self.places))
+        return Opened(self.facts[chosen_F], self.tokens[..., chosen_F], said, places)
 
     def to(self, device: torch.device) -> Opened:
         """The same on a device."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from memgraft.anchors import BEGINS, GOES_ON, Opened, nearest
 from memgraft.calibration import random_directions, whitening
-from memgraft.competing import Near, last_said, undisputed
+from memgraft.competing import Near, undisputed
 from memgraft.cues import Cues
 from memgraft.expectation import Expectation
 from memgraft.memory import ValueTable
@@ -79,27 +79,34 @@ class AnswerLayer(nn.Module):
         alike = (count * length**2 - 1) / (count - 1) if count > 1 else float(self.alike)
         return within_reason(float(self.begins_share) * alike / max(length, 1e-6))
 
-    def find(self, hidden_states: Tensor, lessons: Mapping[int, tuple[Cues, Opened]]) -> dict[int, Tensor]:
+    def find(
+        self,
+        hidden_states: Tensor,
+        lessons: Mapping[int, tuple[Cues, Opened]],
+        told: Callable[[int, Opened], Opened] | None = None,
+    ) -> dict[int, Tensor]:
         """For each lesson that has a token at an anchor: which one each token is at and reads, (B, T) int64, -1 for none.
 
         Args:
             hidden_states: (B, T, D) that enter the block.
             lessons: by number, those that are open; their cues have anchors.
+            told: tells how fully names were said, see `memgraft.cues.Scopes.told`. None: where it matters, what is open tells.
         """
-        near: dict[int, Near] = {}
-        for number, (cues, opened) in lessons.items():
-            anchors = cues.anchors
-            assert anchors is not None
-            tokens = opened.tokens.to(hidden_states.device)
-            open_BT = tokens.any(-1)
-            facts = opened.facts.to(hidden_states.device) % anchors.fact_count  # a second group is of the same facts in lower case
-            hidden = hidden_states[open_BT]
-            meant, at_NU, above_NU = nearest(anchors, self.queries(hidden), self.expects(hidden), facts, tokens[open_BT])
-            at = at_NU.new_full((*open_BT.shape, len(meant)), -1)
-            above = above_NU.new_full(at.shape, -1.0)
-            at[open_BT], above[open_BT] = at_NU, above_NU
-            near[number] = Near(meant, at, above, *last_said(meant, facts, opened))
-        return undisputed(near, {number: cues for number, (cues, _) in lessons.items()})
+        near = {number: self._near(hidden_states, cues, opened) for number, (cues, opened) in lessons.items()}
+        return undisputed(near, {number: cues for number, (cues, _) in lessons.items()}, told)
+
+    def _near(self, hidden_states: Tensor, cues: Cues, opened: Opened) -> Near:
+        anchors = cues.anchors
+        assert anchors is not None
+        opened = opened.to(hidden_states.device)
+        open_BT = opened.tokens.any(-1)
+        meant = opened.facts % anchors.fact_count  # a second group is of the same facts in lower case
+        hidden = hidden_states[open_BT]
+        facts, at_NU, above_NU = nearest(anchors, self.queries(hidden), self.expects(hidden), meant, opened.tokens[open_BT])
+        at = at_NU.new_full((*open_BT.shape, len(facts)), -1)
+        above = above_NU.new_full(at.shape, -1.0)
+        at[open_BT], above[open_BT] = at_NU, above_NU
+        return Near(facts, at, above, meant, opened)
 
     def forward(self, hidden_states: Tensor, reads: Sequence[tuple[ValueTable, Tensor]]) -> Tensor:
         """What is added to hidden states (B, T, D): of each table the rows at (B, T), -1 for none."""

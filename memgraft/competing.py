@@ -12,7 +12,7 @@ Shape suffixes: B sequences, T tokens, F facts of one lesson that are open, U as
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -28,67 +28,87 @@ AS_FULLY = 0.15  # names that are said less fully than the best one by no more t
 class Near(NamedTuple):
     """The facts of a lesson that are open, and those of their anchors that tokens are at."""
 
-    facts: Tensor  # (U,) int64, as anchors number them
+    facts: Tensor  # (U,) int64, ascending, as anchors number them
     at: Tensor  # (B, T, U) int64: an anchor of each fact, -1 for none
     above: Tensor  # (B, T, U) fp32: by how much a token's cosine exceeds the anchor's least one; not above 0 where there is none
-    said: Tensor  # (B, T, U) fp32: how fully the fact's name was said (`memgraft.cues.Cues.said`)
-    places: Tensor  # (B, T, U) int32: at which token that was
+    meant: Tensor  # (F,) int64: which of these facts each of what is opened is
+    opened: Opened
 
 
-def last_said(meant: Tensor, facts: Tensor, opened: Opened) -> tuple[Tensor, Tensor]:
-    """How fully each fact's name was said in its last mention, as it stands or in lower case, and where: `Near.said` and `Near.places`.
+def last_said(near: Near, opened: Opened) -> tuple[Tensor, Tensor]:
+    """How fully each fact's name was said in its last mention, and where, both (B, T, U): as it stands or in lower case.
+
+    Facts of which it is not told, and at tokens where they are not open, have -inf and -1.
 
     Args:
-        meant: (U,) int64, ascending: the facts.
-        facts: (F,) which of them each column of what is opened is.
+        opened: some of what is opened, with how fully names were said.
     """
-    shape = (*opened.tokens.shape[:2], len(meant))
-    if opened.said is None or opened.places is None:
-        return torch.zeros(shape, device=meant.device), torch.full(shape, -1, dtype=torch.int32, device=meant.device)
-    known = torch.isin(facts, meant)
-    fact = torch.searchsorted(meant, facts[known])
+    assert opened.said is not None
+    assert opened.places is not None
+    fact = torch.searchsorted(near.facts, near.meant[torch.isin(near.opened.facts, opened.facts)])
+    shape = near.at.shape
 
     def of_each(values_BTF: Tensor, none: float) -> Tensor:
         return values_BTF.new_full(shape, none).scatter_reduce_(2, fact.expand_as(values_BTF), values_BTF, "amax")
 
-    tokens, said, places = (each.to(meant.device)[..., known] for each in (opened.tokens, opened.said, opened.places))
-    places = places.masked_fill(~tokens, -1)
-    said = said.nan_to_num(nan=-torch.inf).masked_fill(~tokens | (places < of_each(places, -1)[..., fact] - ONE_PLACE), -torch.inf)
+    places = opened.places.masked_fill(~opened.tokens, -1)
+    too_early = places < of_each(places, -1)[..., fact] - ONE_PLACE
+    said = opened.said.nan_to_num(nan=-torch.inf).masked_fill(~opened.tokens | too_early, -torch.inf)
     fully = of_each(said, -torch.inf)
     return fully, of_each(places.masked_fill(said < fully[..., fact], -1), -1)
 
 
-def undisputed(near: Mapping[int, Near], cues: Mapping[int, Cues]) -> dict[int, Tensor]:
+def undisputed(
+    near: Mapping[int, Near], cues: Mapping[int, Cues], told: Callable[[int, Opened], Opened] | None = None
+) -> dict[int, Tensor]:
     """For each lesson that answers anywhere: which of its anchors are read at which tokens, (B, T) int64, -1 for none.
 
     Args:
         near: by number of the lesson.
         cues: of these lessons, with anchors.
+        told: tells how fully names were said, of those facts that it matters for. None: that is told of what is opened.
     """
     near = {number: each for number, each in near.items() if bool((each.at >= 0).any())}
-    if not near:
-        return {}
-    rivals = [(number, fact) for number, each in near.items() for fact in each.facts.tolist()]
-    at_BTR, above_BTR, said_BTR, places_BTR = (torch.cat(parts, -1) for parts in zip(*(each[1:] for each in near.values()), strict=True))
     found = {number: each.at.gather(-1, each.above.argmax(-1, keepdim=True))[..., 0] for number, each in near.items()}
-    there_BTR = above_BTR > 0
-    nearest_BT1 = above_BTR.argmax(-1, keepdim=True)
-    fully_BT = said_BTR.gather(-1, nearest_BT1)[..., 0] >= said_BTR.masked_fill(~there_BTR, -torch.inf).amax(-1) - AS_FULLY
-    lessons_BT = torch.stack([(each.above > 0).any(-1) for each in near.values()]).sum(0)
-    disputed_BT = (there_BTR.sum(-1) > 1) & ~(fully_BT & (lessons_BT == 1))  # else the nearest one of the only lesson
+    if not near:
+        return found
+    there = [each.above > 0 for each in near.values()]
+    several_BT = torch.cat(there, -1).sum(-1) > 1
+    if not bool(several_BT.any()):
+        return found
+    rivals = [(number, fact) for number, each in near.items() for fact in each.facts.tolist()]
+    at, above = (torch.cat(parts, -1)[several_BT] for parts in zip(*((each.at, each.above) for each in near.values()), strict=True))
+    names = [_names(number, each, several_BT, told) for number, each in near.items()]
+    said, places = (torch.cat(parts, -1) for parts in zip(*names, strict=True))  # (N, R), as at and above
+    most = said.masked_fill(above <= 0, -torch.inf).amax(-1)
+    fully = said.gather(-1, above.argmax(-1, keepdim=True))[:, 0] >= most - AS_FULLY
+    lessons = torch.stack([each.any(-1)[several_BT] for each in there]).sum(0)
+    disputed = ~(fully & (lessons == 1))  # else it is the nearest of the only lesson
     subjects = _Subjects(cues)
-    values = (each[disputed_BT].tolist() for each in (at_BTR, above_BTR, said_BTR, places_BTR))
-    for (sequence, token), at, above, said, places in zip(disputed_BT.nonzero().tolist(), *values, strict=True):
-        here = sorted((place for place, value in enumerate(above) if value > 0), key=lambda place: -above[place])
-        best = rivals[_asked_for(here, above, said, places)]
+    values = zip(*(each[disputed].tolist() for each in (several_BT.nonzero(), at, above, said, places)), strict=True)
+    for (sequence, token), ats, aboves, saids, spots in values:
+        here = sorted((place for place, value in enumerate(aboves) if value > 0), key=lambda place: -aboves[place])
+        best = rivals[_asked_for(here, aboves, saids, spots)]
         answering: dict[int, int] = {}
         for place in here:
             number = rivals[place][0]
             if number not in answering and (subjects.same(best, rivals[place]) or subjects.untold(best, rivals[place])):
-                answering[number] = at[place]
+                answering[number] = ats[place]
         for number in near:
             found[number][sequence, token] = answering.get(number, -1)
     return {number: at for number, at in found.items() if bool((at >= 0).any())}
+
+
+def _names(number: int, near: Near, several_BT: Tensor, told: Callable[[int, Opened], Opened] | None) -> tuple[Tensor, Tensor]:
+    """`last_said` at some tokens, (N, U), of the facts that have an anchor at one of these."""
+    opened = near.opened.of(torch.isin(near.meant, near.facts[(near.above > 0)[several_BT].any(0)]))
+    if told is not None and len(opened.facts):
+        opened = told(number, opened).to(near.at.device)
+    if opened.said is None:
+        at = near.at[several_BT]
+        return torch.zeros(at.shape, device=at.device), at.new_full(at.shape, -1, dtype=torch.int32)
+    fully, places = last_said(near, opened)
+    return fully[several_BT], places[several_BT]
 
 
 class _Subjects:

@@ -313,10 +313,6 @@ class Scopes:
         counts = torch.tensor([cues.fact_count for cues in lessons], dtype=torch.int64)
         self._lesson = torch.arange(len(lessons)).repeat_interleave(counts)  # of each fact
         self._first = counts.cumsum(0) - counts  # fact of each lesson
-        anchored = torch.tensor([0 if cues.anchors is None else cues.anchors.fact_count for cues in lessons], dtype=torch.int64)
-        fact, own = torch.arange(len(self._lesson)) - self._first[self._lesson], anchored[self._lesson]
-        # Which fact is meant: the same one in lower case as well. Without anchors it can't be told yet.
-        self._meant = self._first[self._lesson] + torch.where(own > 0, fact % own.clamp(min=1), fact)
         # Other lessons have other cues, and of no two are all least cosines the same.
         self.mark = hashlib.sha256(self.cues.least.cpu().numpy().tobytes() + self.cues.facts.cpu().numpy().tobytes()).hexdigest()
 
@@ -324,46 +320,56 @@ class Scopes:
         """The same on a device."""
         if self.cues.keys.device != device:
             self.names, self._lesson, self._first = self.names.to(device), self._lesson.to(device), self._first.to(device)
-            self._meant = self._meant.to(device)
             self.cues = self.cues.to(device)  # the cues last: another thread asks for theirs
         return self
 
-    def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None, queries_BTP: Tensor | None = None) -> dict[int, Opened]:
-        """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there.
-
-        Args:
-            queries_BTP: of the tokens, by which is told how fully the names of facts were said where several are open. None: it is not.
-        """
-        there_BT = None if mask_BT is None or mask_BT.shape != heard_BTM.shape[:2] else mask_BT.to(heard_BTM.device).bool()
-        order_BT = None
+    def open(self, heard_BTM: Tensor, mask_BT: Tensor | None = None) -> dict[int, Opened]:
+        """For each lesson that is open anywhere: which of its facts, from which tokens on. Tokens that the mask hides are not there."""
+        there_BT, order_BT = _arranged(mask_BT, heard_BTM)
+        heard_BTM = _in_order(heard_BTM, order_BT)
         if there_BT is not None:
             heard_BTM = heard_BTM.masked_fill(~there_BT[..., None], -1)
-            if bool((there_BT.int().diff(dim=1) < 0).any()):
-                # Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
-                order_BT = there_BT.int().argsort(dim=1, stable=True)
-                heard_BTM, there_BT = _in_order(heard_BTM, order_BT), there_BT.gather(1, order_BT)
-                queries_BTP = None if queries_BTP is None else _in_order(queries_BTP, order_BT)
         facts, open_BTF = self.cues.open_facts(heard_BTM)
         somewhere = open_BTF.any(1).any(0)
-        facts, open_BTF = facts[somewhere], open_BTF[..., somewhere]
+        facts, open_BTF = facts[somewhere], _back(open_BTF[..., somewhere], order_BT)
         lessons = self._lesson[facts]
-        said, places = None, None
-        if queries_BTP is not None and len(self._meant[facts].unique()) > 1:
-            said, places = self.names.said(facts, queries_BTP, there_BT)
-        opened = {}
-        for lesson in lessons.unique().tolist():
-            own = lessons == lesson
-            of_lesson = (None if each is None else each[..., own] for each in (said, places))
-            opened[lesson] = Opened(facts[own] - self._first[lesson], open_BTF[..., own], *of_lesson)
-        return opened if order_BT is None else {lesson: _back(each, order_BT) for lesson, each in opened.items()}
+        return {
+            lesson: Opened(facts[lessons == lesson] - self._first[lesson], open_BTF[..., lessons == lesson])
+            for lesson in lessons.unique().tolist()
+        }
+
+    def told(self, lesson: int, opened: Opened, queries_BTP: Tensor, mask_BT: Tensor | None = None) -> Opened:
+        """What is open of a lesson, with how fully the names of these facts were said.
+
+        Args:
+            opened: of the last tokens, or of all.
+            queries_BTP: of all tokens.
+        """
+        there_BT, order_BT = _arranged(mask_BT, queries_BTP)
+        facts = opened.facts.to(self._first.device) + self._first[lesson]
+        told = self.names.said(facts, _in_order(queries_BTP, order_BT), there_BT)
+        said, places = (_back(each, order_BT)[:, -opened.tokens.shape[1] :] for each in told)
+        return Opened(opened.facts, opened.tokens, said, places)
 
 
-def _in_order(values_BTN: Tensor, order_BT: Tensor) -> Tensor:
-    return values_BTN.gather(1, order_BT[..., None].expand_as(values_BTN))
+def _arranged(mask_BT: Tensor | None, tokens_BTN: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Which tokens are there, and the order in which they stand in which these are; None: all, and as they are.
+
+    Padding behind tokens, between a shared beginning and the rest for one: in front of all tokens it separates none.
+    """
+    if mask_BT is None or mask_BT.shape != tokens_BTN.shape[:2]:
+        return None, None
+    there_BT = mask_BT.to(tokens_BTN.device).bool()
+    if not bool((there_BT.int().diff(dim=1) < 0).any()):
+        return there_BT, None
+    order_BT = there_BT.int().argsort(dim=1, stable=True)
+    return there_BT.gather(1, order_BT), order_BT
 
 
-def _back(opened: Opened, order_BT: Tensor) -> Opened:
-    """The inverse of `_in_order`, of all that is told by token."""
-    inverse_BT = order_BT.argsort(dim=1)
-    said, places = (None if each is None else _in_order(each, inverse_BT) for each in (opened.said, opened.places))
-    return Opened(opened.facts, _in_order(opened.tokens, inverse_BT), said, places)
+def _in_order(values_BTN: Tensor, order_BT: Tensor | None) -> Tensor:
+    return values_BTN if order_BT is None else values_BTN.gather(1, order_BT[..., None].expand_as(values_BTN))
+
+
+def _back(values_BTN: Tensor, order_BT: Tensor | None) -> Tensor:
+    """The inverse of `_in_order`."""
+    return values_BTN if order_BT is None else _in_order(values_BTN, order_BT.argsort(dim=1))

@@ -91,7 +91,7 @@ class FrozenPrefix:
         model = self.model
         with nullcontext() if self.layer == model.config.answer_layer else model.without_memory():
             hidden = hidden_states_before(model.base, model.blocks, self.layer, input_ids=ids, attention_mask=mask)
-        return Entered(hidden, dict(model.open_facts) if self.layer == model.config.answer_layer else {})
+        return Entered(hidden, model.told_facts() if self.layer == model.config.answer_layer else {})
 
     def _keep(self, key: tuple[int, int], entered: Entered) -> Entered:
         size = entered.hidden_states.nbytes + sum(opened.nbytes for opened in entered.open.values())

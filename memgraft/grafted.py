@@ -35,7 +35,7 @@ from memgraft.errors import GraftError
 from memgraft.hearing import Heard, cache_among, heard_so_far
 from memgraft.history import History
 from memgraft.memory import MemoryLayer, Tables, ValueTable
-from memgraft.passes import Passes
+from memgraft.passes import Pass, Passes
 from memgraft.store import RevertReport
 from memgraft.usage import Usage
 
@@ -147,7 +147,7 @@ class GraftedModel(nn.Module):
             return None
         memory, hidden_states, own = self.layer(index), hidden_states_of(args, kwargs), self._passes.current
         if index == 0:  # what is open after a cue is open in all layers
-            own.open_facts = self._listen(hidden_states, cache_among(args, kwargs), own.mask)
+            self._listen(own, hidden_states, cache_among(args, kwargs))
             own.opened = {number: opened.tokens.any(-1) for number, opened in own.open_facts.items()}
         read = []
         for number, tokens in own.opened.items():
@@ -164,32 +164,40 @@ class GraftedModel(nn.Module):
         own.answered = {}
         if not self._enabled:
             return None
-        opened = own.open_facts if self._given is None else self._given
+        opened, told = (own.open_facts, own.told) if self._given is None else (self._given, None)
         lessons = {n: (cues, opened[n]) for n in opened if (cues := self.scope(n).cues).anchors is not None}
         hidden_states = hidden_states_of(args, kwargs)
         with torch.no_grad():
-            own.answered = self.answers.find(hidden_states, lessons)
+            own.answered = self.answers.find(hidden_states, lessons, told)
         if not own.answered and self.answers.on_read is None:
             return None
         read = [(self.scope(number).tables.table(ANSWERS), at) for number, at in own.answered.items()]
         return with_hidden_states(args, kwargs, hidden_states + self.answers(hidden_states, read))
 
     @torch.no_grad()
-    def _listen(self, hidden_states: Tensor, cache: Cache | None, mask: Tensor | None) -> dict[int, Opened]:
-        """Of the lessons that have a scope, those that are open, and which facts at which tokens."""
+    def _listen(self, own: Pass, hidden_states: Tensor, cache: Cache | None) -> None:
+        """Notes in the pass which lessons that have a scope are open, and which of their facts at which tokens."""
         if not len(self.scoped):
-            return {}
+            return
         scopes, queries = self._scopes.to(hidden_states.device), self.cue_queries(hidden_states)
         heard = heard_so_far(cache, len(self.blocks), Heard(scopes.cues.heard(queries), queries), scopes.mark)
         now = slice(heard.cues.shape[1] - hidden_states.shape[1], None)
-        by_name = heard.queries if self.answers is not None else None  # only facts with anchors are told apart
-        opened = {number: each.part(slice(None), now) for number, each in scopes.open(heard.cues, mask, by_name).items()}
-        return {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
+        opened = {number: each.part(slice(None), now) for number, each in scopes.open(heard.cues, own.mask).items()}
+        own.open_facts = {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
+        own.told = functools.partial(scopes.told, queries_BTP=heard.queries, mask_BT=own.mask)
 
     @property
     def open_facts(self) -> dict[int, Opened]:
         """Of the lessons that were open in this thread's last pass, by number in `scoped`: which facts, at which tokens."""
         return self._passes.current.open_facts
+
+    @torch.no_grad()
+    def told_facts(self) -> dict[int, Opened]:
+        """The same, with how fully their names were said, where there are several: for `given_open`."""
+        own = self._passes.current
+        if own.told is None or sum(len(each.facts) for each in own.open_facts.values()) < 2:
+            return dict(own.open_facts)
+        return {number: own.told(number, each) for number, each in own.open_facts.items()}
 
     @property
     def opened(self) -> dict[int, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -20,6 +21,7 @@ class Pass:
     mask: Tensor | None = None  # (B, all tokens so far), 0 at padding; None: there is none
     open_facts: dict[int, Opened] = field(default_factory=dict)  # number of a lesson → what of it is open
     opened: dict[int, Tensor] = field(default_factory=dict)  # → (B, T) bool, at which tokens it is open
+    told: Callable[[int, Opened], Opened] | None = None  # with how fully names were said, of facts of a lesson by its number
     answered: dict[int, Tensor] = field(default_factory=dict)  # → (B, T) int64, which of its anchors they are at; -1: none
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch.nn import functional
 from transformers import DynamicCache
 
-from memgraft.anchors import KEY_DIM, Anchors
+from memgraft.anchors import KEY_DIM, Anchors, Opened
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Rows
-from memgraft.competing import AS_FULLY, ONE_PLACE, Near, undisputed
+from memgraft.competing import AS_FULLY, ONE_PLACE, Near, last_said, undisputed
 from memgraft.config import ANSWERS
 from memgraft.cues import NEVER, SAME, Cues
 from memgraft.grafted import GraftedModel, State
@@ -88,7 +88,7 @@ def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name
     for number, each in named_by.items():
         no_cue = torch.tensor([whole and place == 1 for whole in found_whole[number] for place in range(2)])
         cues[number] = replace(named(*each), least=torch.where(no_cue, NEVER, 0.99))
-    near = {}
+    near, opened = {}, {}
 
     def drawn(values: st.SearchStrategy[float]) -> torch.Tensor:
         return torch.tensor(data.draw(st.lists(values, min_size=12, max_size=12))).view(2, 3, 2)
@@ -97,11 +97,12 @@ def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name
         at = torch.where(drawn(st.integers(-1, 0)) < 0, -1, torch.arange(2))
         above = drawn(st.sampled_from([0.1, 0.2, 0.3, 0.4])) + 0.01 * number + torch.tensor([0, 0.005])  # no two are the same
         said, places = drawn(st.sampled_from([0.5, 0.6, 1.0])), drawn(st.sampled_from([3, 5, 12, 25])).long()
-        near[number] = Near(torch.arange(2), at, above.masked_fill(at < 0, -1.0), said, places)
+        opened[number] = Opened(torch.arange(2), torch.ones(2, 3, 2, dtype=torch.bool), said, places.int())
+        near[number] = Near(torch.arange(2), at, above.masked_fill(at < 0, -1.0), torch.arange(2), opened[number])
     found = undisputed(near, cues)
     for place in [(b, t) for b in range(2) for t in range(3)]:
         rivals = [
-            Rival(number, fact, *(float(each[(*place, fact)]) for each in near[number][2:]))
+            Rival(number, fact, *(float(each[(*place, fact)]) for each in (near[number].above, *opened[number][2:])))
             for number in near
             for fact in (0, 1)
             if near[number].at[(*place, fact)] >= 0
@@ -117,6 +118,13 @@ def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name
     assert all((at >= 0).any() for at in found.values())
     backwards = undisputed(dict(reversed(near.items())), cues)
     assert all(torch.equal(at, backwards[number]) for number, at in found.items()), "the order of the lessons doesn't matter"
+
+    def told(number: int, asked: Opened) -> Opened:
+        return opened[number].of(torch.isin(opened[number].facts, asked.facts))
+
+    without = {number: each._replace(opened=each.opened._replace(said=None, places=None)) for number, each in near.items()}
+    later = undisputed(without, cues, told)
+    assert all(torch.equal(at, later[number]) for number, at in found.items()), "nor when names are asked for"
 
 
 def test_names_with_the_same_tokens_are_of_one_subject_whichever_of_them_open_the_memory() -> None:
@@ -265,3 +273,20 @@ def without_rest(state: State) -> State:
         cues = scoped.cues
         scoped.cues = replace(cues.that_open(), anchors=cues.anchors)
     return state
+
+
+@given(seed=st.integers(0, 300))
+def test_a_fact_is_said_as_in_its_last_mention_in_either_case(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    facts, meant = torch.tensor([0, 1, 4, 5]), torch.tensor([0, 1, 0, 1])  # of four facts two, each in both cases
+    tokens, said = torch.rand(2, 3, 4, generator=generator) > 0.3, torch.rand(2, 3, 4, generator=generator)
+    opened = Opened(facts, tokens, said, torch.randint(0, 30, (2, 3, 4), generator=generator).int())
+    near = Near(torch.arange(2), torch.full((2, 3, 2), -1), torch.full((2, 3, 2), -1.0), meant, opened)
+    chosen = torch.rand(4, generator=generator) > 0.3
+    assert opened.places is not None
+    fully, places = last_said(near, opened.of(chosen))
+    for b, t, fact in torch.cartesian_prod(torch.arange(2), torch.arange(3), torch.arange(2)).tolist():
+        own = [(int(opened.places[b, t, f]), float(said[b, t, f])) for f in range(4) if meant[f] == fact and chosen[f] and tokens[b, t, f]]
+        last = [each for each in own if each[0] >= max(place for place, _ in own) - ONE_PLACE]
+        best = max(last, key=lambda each: each[1], default=(-1, -torch.inf))
+        assert (int(places[b, t, fact]), float(fully[b, t, fact])) == best

@@ -647,3 +647,25 @@ def test_masked_tokens_are_as_if_they_were_not_there(seed: int, gap: int) -> Non
     for lesson, opened in found.items():
         assert torch.equal(opened.facts, expected[lesson].facts)
         assert torch.equal(torch.cat([opened.tokens[:, :6], opened.tokens[:, 6 + gap :]], 1), expected[lesson].tokens)
+
+
+@given(seed=st.integers(0, 500), gap=st.integers(0, 5), now=st.integers(1, 14))
+def test_names_that_are_asked_for_later_were_said_as_fully(seed: int, gap: int, now: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    first = Cues(torch.eye(4), torch.tensor([0.5, NEVER, 0.5, 0.5]), torch.tensor([0, 0, 1, 2]))
+    scopes = Scopes([first, Cues(torch.eye(4)[1:3], torch.full((2,), 0.5), torch.tensor([0, 1]))], 4)
+    queries = torch.eye(4)[torch.randint(0, 4, (2, 14), generator=generator)]
+    said, places = scopes.names.said(torch.arange(5), queries)
+    expected = said, torch.where(places < 0, places, places + gap)  # padding goes to the front
+    filler = torch.eye(4)[torch.randint(0, 4, (2, gap), generator=generator)]
+    wide = torch.cat([queries[:, :6], filler, queries[:, 6:]], 1)
+    mask = torch.cat([torch.ones(2, 6), torch.zeros(2, gap), torch.ones(2, 8)], 1).long()
+    kept = torch.cat([torch.arange(6), torch.arange(6 + gap, 14 + gap)])
+    for lesson, own in ((0, [0, 2]), (0, [1]), (1, [0, 1])):
+        opened = Opened(torch.tensor(own), torch.ones(2, 14 + gap, len(own), dtype=torch.bool))
+        every, last = scopes.told(lesson, opened, wide, mask), scopes.told(lesson, opened.part(slice(None), slice(-now, None)), wide, mask)
+        known = expected[1][..., [number + 3 * lesson for number in own]] >= 0
+        for name, values in zip(("said", "places"), expected, strict=True):
+            of_facts = values[..., [number + 3 * lesson for number in own]]
+            torch.testing.assert_close(getattr(every, name)[:, kept][known], of_facts[known])
+            assert torch.equal(getattr(every, name)[:, -now:], getattr(last, name))
