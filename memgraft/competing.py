@@ -3,9 +3,9 @@
 Of facts whose names were heard in one place, as those of namesakes are ("Leo Wardrup" and "Ada Wardrup") and those of a subject whose name
 has another's in it ("The Alternative to Love"), the one whose name was said most fully. Else the one whose anchor the token exceeds most:
 where names were heard in several places; and in one lesson, where they are of one subject, whose name may have been found longer for one
-than for the other, or where of one only cues are known, which may be of its question. Of one lesson a token reads one fact. Of several
-lessons only facts of one subject add up: a fact that is taught again, with another answer, is asked for by the same questions, and was
-taught with the earlier one open.
+than for the other, or where the nearest one's name has nothing of its own, its cues aside, which may be of its question. Of one lesson a
+token reads one fact. Of several lessons only facts of one subject add up: a fact that is taught again, with another answer, is asked for by
+the same questions, and was taught with the earlier one open.
 
 Shape suffixes: B sequences, T tokens, F facts of one lesson that are open, U as many without repetition, R rivals, facts of all lessons.
 """
@@ -92,7 +92,7 @@ def undisputed(
         answering: dict[int, int] = {}
         for place in here:
             number = rivals[place][0]
-            if number not in answering and (subjects.same(best, rivals[place]) or subjects.untold(best, rivals[place])):
+            if number not in answering and (subjects.same(best, rivals[place]) or subjects.may_be_same(best, rivals[place])):
                 answering[number] = ats[place]
         for number in near:
             found[number][sequence, token] = answering.get(number, -1)
@@ -124,9 +124,9 @@ class _Subjects:
             self._same[pair] = one == other or self._cues[one[0]].same_subject(one[1], self._cues[other[0]], other[1])
         return self._same[pair]
 
-    def untold(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
-        """Whether they are of one lesson and not both named."""
-        return one[0] == other[0] and not all(self._cues[number].named(fact) for number, fact in (one, other))
+    def may_be_same(self, one: tuple[int, int], other: tuple[int, int]) -> bool:
+        """Whether they are of one lesson, and nothing of the other's name is not in the first one's."""
+        return one[0] == other[0] and not self._cues[other[0]].named_apart(other[1], self._cues[one[0]], one[1])
 
 
 def _asked_for(rivals: list[int], above: list[float], said: list[float], places: list[int]) -> int:

@@ -260,14 +260,26 @@ class Cues:
             alike = own @ other._name(other_group).to(own.device).T
         return float(alike.amax(1).min()), float(alike.amax(0).min())
 
-    def named(self, fact: int) -> bool:
-        """Whether its name was found, as more than its cues; these may be of the question too."""
-        return not bool(self.opens[torch.isin(self.facts, torch.tensor(self._groups(fact), device=self.facts.device))].all())
+    def named_apart(self, fact: int, other: Cues, other_fact: int) -> bool:
+        """Whether a token of its name is not in the other's, as it stands or in lower case.
+
+        Cues may be of the question ("motto"). Tokens that are none were found next to cues, and so are of the name.
+        """
+        theirs = other._groups(other_fact)
+        for case, group in enumerate(self._groups(fact)):
+            sure = self.keys[(self.facts == group) & ~self.opens]
+            if len(sure):
+                with in_own_precision(sure):
+                    alike = sure @ other._name(theirs[min(case, len(theirs) - 1)]).to(sure.device).T
+                if bool((alike.amax(1) < SAME).any()):
+                    return True
+        return False
 
     def _named_in_two_cases(self, fact: int) -> bool:
-        """Whether its name was found, and in lower case apart from as it stands."""
+        """Whether its name was found, as more than its cues, and in lower case apart from as it stands."""
         groups = self._groups(fact)
-        return len(groups) > 1 and self.named(fact) and not torch.equal(self._name(groups[0]), self._name(groups[1]))
+        more = any(not bool(self.opens[self.facts == group].all()) for group in groups)
+        return more and len(groups) > 1 and not torch.equal(self._name(groups[0]), self._name(groups[1]))
 
     def _name(self, group: int) -> Tensor:
         return self.keys[self.facts == group]
