@@ -3,9 +3,9 @@
 Of facts whose names were heard in one place, as those of namesakes are ("Leo Wardrup" and "Ada Wardrup") and those of a subject whose name
 has another's in it ("The Alternative to Love"), the one whose name was said most fully. Else the one whose anchor the token exceeds most:
 where names were heard in several places; and in one lesson, where they are of one subject, whose name may have been found longer for one
-than for the other, or where the nearest one's name has nothing of its own, its cues aside, which may be of its question. Of one lesson a
-token reads one fact. Of several lessons only facts of one subject add up: a fact that is taught again, with another answer, is asked for by
-the same questions, and was taught with the earlier one open.
+than for the other, or where the nearest one's name is nearly all in the other's: what is missing may be cues of its question. Of one
+lesson a token reads one fact. Of several lessons only facts of one subject add up: a fact that is taught again, with another answer, is
+asked for by the same questions, and was taught with the earlier one open.
 
 Shape suffixes: B sequences, T tokens, F facts of one lesson that are open, U as many without repetition, R rivals, facts of all lessons.
 """

@@ -261,25 +261,31 @@ class Cues:
         return float(alike.amax(1).min()), float(alike.amax(0).min())
 
     def named_apart(self, fact: int, other: Cues, other_fact: int) -> bool:
-        """Whether a token of its name is not in the other's, as it stands or in lower case.
+        """Whether both names were found, as more than cues, and this one is not nearly all in the other's, as it stands or in lower case.
 
-        Cues may be of the question ("motto"). Tokens that are none were found next to cues, and so are of the name.
+        Cues may be of the question ("motto"), so that a quarter of them may be missing there. Tokens that are none were found next to
+        cues, and so are of the name.
         """
         theirs = other._groups(other_fact)
+        if not (self._named(fact) and other._named(other_fact)):
+            return False
         for case, group in enumerate(self._groups(fact)):
-            sure = self.keys[(self.facts == group) & ~self.opens]
-            if len(sure):
-                with in_own_precision(sure):
-                    alike = sure @ other._name(theirs[min(case, len(theirs) - 1)]).to(sure.device).T
-                if bool((alike.amax(1) < SAME).any()):
-                    return True
+            own = self.facts == group
+            with in_own_precision(self.keys):
+                alike = self.keys[own] @ other._name(theirs[min(case, len(theirs) - 1)]).to(self.keys.device).T
+            missing = alike.amax(1) < SAME
+            if bool((missing & ~self.opens[own]).any()) or float(missing.float().mean()) > 1 - ALIKE:
+                return True
         return False
 
+    def _named(self, fact: int) -> bool:
+        """Whether its name was found, as more than its cues."""
+        return any(not bool(self.opens[self.facts == group].all()) for group in self._groups(fact))
+
     def _named_in_two_cases(self, fact: int) -> bool:
-        """Whether its name was found, as more than its cues, and in lower case apart from as it stands."""
+        """Whether it was found in lower case apart from as it stands."""
         groups = self._groups(fact)
-        more = any(not bool(self.opens[self.facts == group].all()) for group in groups)
-        return more and len(groups) > 1 and not torch.equal(self._name(groups[0]), self._name(groups[1]))
+        return len(groups) > 1 and self._named(fact) and not torch.equal(self._name(groups[0]), self._name(groups[1]))
 
     def _name(self, group: int) -> Tensor:
         return self.keys[self.facts == group]

@@ -112,7 +112,7 @@ def test_the_one_that_is_asked_for_answers_and_of_other_lessons_who_has_its_name
             best = asked_for_slowly(rivals)
             for rival in sorted(rivals, key=lambda each: each.above):
                 alike = set(named_by[rival.lesson][rival.fact]) == set(named_by[best.lesson][best.fact])
-                if alike or (rival.lesson == best.lesson and not found_whole[rival.lesson][rival.fact]):
+                if alike or (rival.lesson == best.lesson and not all(found_whole[best.lesson][each.fact] for each in (rival, best))):
                     expected[rival.lesson] = rival.fact
         assert {number: int(found[number][place]) if number in found else -1 for number in near} == expected
     assert all((at >= 0).any() for at in found.values())
@@ -155,7 +155,7 @@ def test_names_that_differ_in_one_case_are_of_two_subjects_where_one_was_cut_in_
     assert in_both_cases([1, 2], [5, 3, 4], 3).same_subject(0, in_both_cases([1, 2, 7], [5, 3, 8], 2), 0), "of one there are cues only"
 
 
-def test_only_what_is_no_cue_is_surely_of_a_name() -> None:
+def test_one_cue_more_may_be_of_the_question_and_what_is_no_cue_is_of_the_name() -> None:
     def known_by(name: list[int], *no_cues: int) -> Cues:
         cues = named(name)
         return replace(cues, least=torch.tensor([NEVER if word in no_cues else 0.99 for word in name]))
@@ -165,6 +165,8 @@ def test_only_what_is_no_cue_is_surely_of_a_name() -> None:
     assert rival.named_apart(0, motto, 0)
     assert known_by([5, 1, 2], 5).named_apart(0, rival, 0), "a namesake"
     assert not known_by([5, 1, 2]).named_apart(0, rival, 0), "only cues are known"
+    assert not known_by([5, 1, 2], 5).named_apart(0, known_by([1, 2, 3]), 0), "nor of the other one"
+    assert known_by([5, 1, 2], 1).named_apart(0, rival, 0), "a third is missing"
 
 
 def test_autocast_changes_no_subject() -> None:
