@@ -143,4 +143,4 @@ def nearest(anchors: Anchors, queries_NK: Tensor, expected_N: Tensor, facts: Ten
     most = above.new_full((len(above), len(meant)), -1.0).scatter_reduce_(1, columns, above, "amax")
     order = torch.arange(len(own), device=own.device).expand_as(above)
     first = order.new_full(most.shape, len(own)).scatter_reduce_(1, columns, order.where(above >= most[:, fact], len(own)), "amin")
-    return meant, torch.where(most > 0, own[first.clamp(max=len(own) - 1)], -1), most  # none is first where states are no numbers
+    return meant, torch.where(most > 0, own[first.clamp(max=len(own) - 1)], -1), most  # NaN is at no anchor
