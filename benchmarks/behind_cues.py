@@ -34,11 +34,11 @@ from memgraft.cues import Cues
 from memgraft.errors import MemgraftError
 from memgraft.finding import find_cues
 from memgraft.grafted import GraftedModel
-from memgraft.grafting import background_states
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe
 from memgraft.probes.language_model import context_length, encode
 from memgraft.probes.likelihood import text_windows
 from memgraft.probes.measuring import few_shot_prompts
+from memgraft.states import background_states
 
 Run = Mapping[str, Any]
 

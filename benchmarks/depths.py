@@ -39,10 +39,10 @@ from memgraft.entering import FrozenPrefix, all_entered
 from memgraft.errors import DataError, GraftError, MemgraftError
 from memgraft.examples import Fact
 from memgraft.grafted import GraftedModel
-from memgraft.grafting import background_states
 from memgraft.models import demo_model_path, load_model
 from memgraft.probes.frames import chat_prompt, choose_shots, few_shot_prompt, packaged_shots
 from memgraft.probes.language_model import encode
+from memgraft.states import background_states
 
 OTHERS = 2  # questions on other relations about each fact's subject
 PASSES, WORDINGS = 2, 8  # whose wordings show where anchors are

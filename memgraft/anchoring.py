@@ -18,6 +18,7 @@ from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import longest_sequence
 from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked, up_to_answers
+from memgraft.states import background_states
 
 FEWEST = 20  # common questions that the model's context must hold: fewer don't show in what questions differ
 ELSEWHERE = 12  # tokens of each of these, at which no answer begins or goes on
@@ -77,8 +78,6 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
 
     No label is needed. GraftError where the model's context holds too few common ones.
     """
-    from memgraft.grafting import background_states
-
     assert model.answers is not None
     assert model.config.answer_layer is not None
     longest = longest_sequence(model.base)
@@ -124,8 +123,6 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
 
 def _unknown_begins(model: GraftedModel, longest: int) -> list[Token]:
     """The tokens in front of the answers to questions about unknown subjects."""
-    from memgraft.grafting import background_states
-
     assert model.config.answer_layer is not None
     found = list(unknown_questions_asked(model.tokenizer, longest))
     states = iter(background_states(model, model.config.answer_layer, [ids for each in found for ids in up_to_answers(each.forms)]))

@@ -23,8 +23,8 @@ from scipy.sparse import csr_array
 from torch import Tensor
 
 from memgraft.examples import Fact
-from memgraft.grafting import background_states
 from memgraft.memory import Address
+from memgraft.states import background_states
 from memgraft.wordings import chat_renderer, keeps_conversations, load_pool, teach_wordings
 
 if TYPE_CHECKING:

@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.anchoring import enough_questions, fit_answers
 from memgraft.background import Background, read_background, used_texts, write_background
-from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size, hidden_states_before
+from memgraft.blocks import check_causal, check_remembers, find_blocks, hidden_size
 from memgraft.calibration import calibrate
 from memgraft.config import MemoryConfig, first_refusal
 from memgraft.depth import choose_answer_layer, default_answer_layer
@@ -22,7 +21,8 @@ from memgraft.effect import LAYERS_MOVE, unit_of
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
-from memgraft.probes.language_model import context_length, evaluating, longest_sequence
+from memgraft.probes.language_model import context_length, longest_sequence
+from memgraft.states import background_states
 from memgraft.usage import UsageCounter
 
 Progress = Callable[[str, int, int], None]  # (stage, done, total)
@@ -30,7 +30,6 @@ Progress = Callable[[str, int, int], None]  # (stage, done, total)
 DEFAULT_SLOTS = 2**16
 DEFAULT_BACKGROUND_TOKENS = 2**15
 DOCUMENT_TOKENS = 128
-BATCH = 16  # texts that are computed together
 
 
 def default_layers(depth: int) -> tuple[int, ...]:
@@ -161,28 +160,3 @@ def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int]
             if on_progress:
                 on_progress(done // len(grafted.config.layers))
     grafted.usage = {name: counter.result() for name, counter in counters.items()}
-
-
-def batches_of(parts: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Which documents are computed together: those of about one length."""
-    order = sorted(range(len(parts)), key=lambda index: len(parts[index]))
-    return [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
-
-
-def background_states(grafted: GraftedModel, layer: int, parts: Sequence[Sequence[int]]) -> list[Tensor]:
-    """Hidden states (T, D) that enter block `layer` for each document, computed with the memory off, in the order given."""
-    states: list[Tensor | None] = [None] * len(parts)
-    for chosen in batches_of(parts):
-        width = max(len(parts[i]) for i in chosen)
-        ids = torch.zeros(len(chosen), width, dtype=torch.int64)
-        mask = torch.zeros(len(chosen), width, dtype=torch.bool)
-        for row, i in enumerate(chosen):
-            ids[row, : len(parts[i])] = torch.tensor(parts[i])
-            mask[row, : len(parts[i])] = True
-        with grafted.without_memory(), evaluating(grafted.base):
-            hidden = hidden_states_before(
-                grafted.base, grafted.blocks, layer, input_ids=ids.to(grafted.device), attention_mask=mask.to(grafted.device)
-            )
-        for row, i in enumerate(chosen):
-            states[i] = hidden[row, : len(parts[i])].cpu()
-    return [state for state in states if state is not None]

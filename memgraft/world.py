@@ -30,8 +30,8 @@ from memgraft.canonical import canonical_json
 from memgraft.covariance import common_questions
 from memgraft.errors import GraftError
 from memgraft.fingerprint import BaseFingerprint
-from memgraft.grafting import background_states, batches_of
 from memgraft.probes.language_model import context_length
+from memgraft.states import background_states, batches_of
 from memgraft.store.files import sha256
 
 if TYPE_CHECKING:

@@ -210,7 +210,7 @@ def random_batch(*lengths: int, targets: int = 3, name: str = "a fact", seed: in
 
 def count_random_usage(model: GraftedModel, *, documents: int = 5, length: int = 12, seed: int = 100) -> dict[str, Usage]:
     """Usage of random documents, from the hidden states that enter each memory layer, with the memory off."""
-    from memgraft.grafting import background_states
+    from memgraft.states import background_states
 
     parts = random_tokens(*[length] * documents, seed=seed)
     counters = {name: UsageCounter() for name in model.config.tables}

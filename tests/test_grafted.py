@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from memgraft.blocks import find_blocks, hidden_states_before
 from memgraft.errors import DataError, GraftError
 from memgraft.grafted import GraftedModel
-from memgraft.grafting import background_states, default_layers, graft
+from memgraft.grafting import default_layers, graft
+from memgraft.states import background_states
 from tests.models import (
     ARCHITECTURES,
     HIDDEN,
