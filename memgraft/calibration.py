@@ -18,17 +18,33 @@ from memgraft.memory import MemoryLayer
 SHRINKAGE = 3.0  # times the median variance, added to each direction's before whitening: full whitening reads noise
 
 
-def whitening(hidden_PD: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and symmetric whitening matrix (D, D), fp32, of hidden states."""
+def whitening(hidden_PD: Tensor, kinds_P: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and symmetric whitening matrix (D, D), fp32, of hidden states.
+
+    Args:
+        kinds_P: int64, equal for those of one kind: whitened is what varies within a kind. None: all that varies.
+    """
     hidden = hidden_PD.double()
     mean = hidden.mean(0)
     centred = hidden - mean
-    covariance = centred.T @ centred / len(hidden)
+    if kinds_P is not None:
+        centred = _within(centred, kinds_P)
+    covariance = centred.T @ centred / len(centred)
     variances, directions = torch.linalg.eigh(covariance)
     # Few outlying tokens hold most of the variance in some directions, so the typical direction sets the floor.
     floor = SHRINKAGE * variances.clamp_min(0).median().clamp_min(1e-12)
     matrix = directions * (variances.clamp_min(0) + floor).rsqrt() @ directions.T
     return mean.float(), matrix.float()
+
+
+def _within(hidden_PD: Tensor, kinds_P: Tensor) -> Tensor:
+    """How far those of a kind are from its mean, without those that are alone; all as they are where there are no others."""
+    _, kind, count = kinds_P.unique(return_inverse=True, return_counts=True)
+    several = count[kind] > 1
+    if not bool(several.any()):
+        return hidden_PD
+    means: Tensor = hidden_PD.new_zeros(len(count), hidden_PD.shape[1]).index_add_(0, kind, hidden_PD) / count[:, None]
+    return (hidden_PD - means[kind])[several]
 
 
 def random_directions(rows: int, columns: int, generator: torch.Generator) -> Tensor:
@@ -64,20 +80,27 @@ def spherical_k_means(points_PQ: Tensor, clusters: int, generator: torch.Generat
     return centroids
 
 
-def calibrate(memory: MemoryLayer, hidden_PD: Tensor, *, seed: int, max_points: int = 32_768) -> None:
+def aim(memory: MemoryLayer, hidden_PD: Tensor, generator: torch.Generator, kinds_P: Tensor | None = None) -> None:
+    """Set a memory layer's projection alone; see `calibrate`."""
+    config = memory.config
+    mean, whiten = whitening(hidden_PD, None if kinds_P is None else kinds_P.cpu())
+    directions = random_directions(config.hidden_size, config.heads * config.key_dim, generator)
+    memory.query_mean.copy_(mean)
+    memory.query_projection.copy_(whiten @ directions)
+
+
+def calibrate(memory: MemoryLayer, hidden_PD: Tensor, *, seed: int, max_points: int = 32_768, kinds_P: Tensor | None = None) -> None:
     """Set a memory layer's projections and sub-keys from background hidden states that enter its block.
 
     Args:
         hidden_PD: hidden states of background tokens; documents' first tokens, which often carry outlying states, left out.
         seed: of directions, k-means starts and the subsample of at most `max_points` tokens that k-means sees.
+        kinds_P: see `whitening`.
     """
     config = memory.config
     generator = torch.Generator().manual_seed(seed)
     hidden = hidden_PD.float().cpu()
-    mean, whiten = whitening(hidden)
-    directions = random_directions(config.hidden_size, config.heads * config.key_dim, generator)
-    memory.query_mean.copy_(mean)
-    memory.query_projection.copy_(whiten @ directions)
+    aim(memory, hidden, generator, kinds_P)
     if len(hidden) > max_points:
         hidden = hidden[torch.randperm(len(hidden), generator=generator)[:max_points]]
     device = memory.sub_keys.device

@@ -83,6 +83,11 @@ class Cues:
         """Those alone, without anchors. Facts keep their numbers."""
         return Cues(self.keys[self.opens], self.least[self.opens], self.facts[self.opens])
 
+    def of_fact(self, fact: int) -> Cues:
+        """Those of one fact alone, without anchors."""
+        own = self.facts == fact
+        return Cues(self.keys[own], self.least[own], torch.zeros_like(self.facts[own]))
+
     def to(self, device: torch.device) -> Cues:
         """The same on a device."""
         return Cues(

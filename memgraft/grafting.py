@@ -22,6 +22,7 @@ from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
 from memgraft.probes.language_model import context_length, longest_sequence
+from memgraft.recall import kinds_to_whiten
 from memgraft.states import background_states
 from memgraft.usage import UsageCounter
 
@@ -152,7 +153,9 @@ def count_usage(grafted: GraftedModel, *, seed: int, on_progress: Callable[[int]
     done = 0
     for index, layer in enumerate(grafted.config.layers):
         states = list(background_states(grafted, layer, parts))
-        calibrate(grafted.layer(index), torch.cat([hidden[1:] for hidden in states]), seed=seed + index)
+        tokens = torch.cat([hidden[1:] for hidden in states])
+        kinds = kinds_to_whiten(grafted, tokens, parts, seed=seed) if index == 0 else None
+        calibrate(grafted.layer(index), tokens, seed=seed + index, kinds_P=kinds)
         grafted.layer(index).scale.fill_(unit_of(grafted, layer, share=LAYERS_MOVE, seed=seed + index))
         for document, hidden in enumerate(states):
             counters[grafted.config.table_of(index)].add(grafted.layer(index).address(hidden.to(grafted.device)), document)

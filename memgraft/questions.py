@@ -57,17 +57,20 @@ def common_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int) 
     return _in_forms(((pair, NO_KIND, 0) for pair in load_pool("contexts")), 1, tokenizer, max_length)
 
 
-def unknown_questions_asked(tokenizer: PreTrainedTokenizerBase, max_length: int, names: int | None = None) -> Iterator[AskedInForms]:
+def unknown_questions_asked(
+    tokenizer: PreTrainedTokenizerBase, max_length: int, names: int | None = None, questions: int | None = None
+) -> Iterator[AskedInForms]:
     """Those about unknown subjects, likewise; numbered on from the common ones.
 
     Args:
         names: of so many subjects of each kind; None: of all.
+        questions: so many of each; None: all.
     """
-    subjects = [(kind, name, each.questions) for kind, each in enumerate(load_unknown()) for name in each.names[:names]]
+    subjects = [(kind, name, each.questions[:questions]) for kind, each in enumerate(load_unknown()) for name in each.names[:names]]
     pairs = (
         (QAPair(question.replace("{s}", name), UNKNOWN), kind, subject)
-        for subject, (kind, name, questions) in enumerate(subjects)
-        for question in questions
+        for subject, (kind, name, asked) in enumerate(subjects)
+        for question in asked
     )
     return _in_forms(pairs, len(load_pool("contexts")) + 1, tokenizer, max_length)
 
