@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from memgraft.calibration import aim
+from memgraft.encoding import TokenBatch
 from memgraft.finding import find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import longest_sequence
@@ -60,7 +61,7 @@ def heard_again(model: GraftedModel, asked: Sequence[AskedInForms], background_P
     world = torch.cat([model.cue_queries(part.to(model.device)).cpu() for part in background_PD.split(4096)])
     model.world, kept = World(world, world), model.world
     try:
-        found = find_cues(model, [replace(each.forms, rounds=(0, each.taught)).round(0) for each in asked])
+        found = find_cues(model, list(map(in_taught_forms, asked)))
     finally:
         model.world = kept
     assert found is not None
@@ -72,3 +73,8 @@ def heard_again(model: GraftedModel, asked: Sequence[AskedInForms], background_P
         heard.append([bool(own.open(own.heard(next(queries)[None]))[0, -1]) for _ in range(each.taught, len(each.forms))])
     fewest: int = min(map(sum, zip(*heard, strict=True)))
     return fewest / len(asked)
+
+
+def in_taught_forms(asked: AskedInForms) -> TokenBatch:
+    """The question in those forms alone in which facts are taught."""
+    return replace(asked.forms, rounds=(0, asked.taught)).round(0)
