@@ -422,7 +422,7 @@ class TestGraft:
         assert not torch.allclose(grafted.layer(0).query_mean, torch.cat(hidden).mean(0), atol=1e-4)
 
     def test_background_states_are_the_bases_in_the_order_given_whatever_the_memory_holds(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("memgraft.grafting.BATCH", 4)
+        monkeypatch.setattr("memgraft.states.BATCH", 4)
         grafted = fill(tiny_graft(layers=(0, 1)))
         parts = random_tokens(*range(20, 2, -1))
         found = background_states(grafted, 1, parts)
