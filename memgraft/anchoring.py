@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from memgraft.anchors import BEGINS, GOES_ON, Anchors
 from memgraft.answer_layer import NO_KIND, AnswerLayer, Asked, calibrate, expect, measure_chance
 from memgraft.effect import ANSWERS_MOVE, unit_of
+from memgraft.encoding import TokenBatch
 from memgraft.errors import GraftError
 from memgraft.grafted import GraftedModel
 from memgraft.probes.language_model import longest_sequence
@@ -110,15 +111,31 @@ def fit_answers(model: GraftedModel, *, seed: int) -> None:
                     begins.append(Token(hidden[place], each.number, plain))
     width = within[0].shape[1]
     unknown = _unknown_begins(model, longest)
-    calibrate(model.answers, _stacked([*begins, *unknown], width), _stacked(goes_on, width), torch.cat(within), seed=seed)
-    assert model.background is not None
     after = list(asked_after_others(model.tokenizer, longest, seed=seed))
-    ends = background_states(model, model.config.answer_layer, [ids for _, ids in after])
+    taught = [token for token in goes_on if not token.plain]
+    sets = [_stacked(tokens, width) for tokens in (goes_on, [*taught, *_goes_on_after(model, after, groups)])]
+    calibrate(model.answers, _stacked([*begins, *unknown], width), sets, torch.cat(within), seed=seed)
+    assert model.background is not None
+    ends = background_states(model, model.config.answer_layer, [up_to_answers(batch)[0] for _, batch in after])
     begins += [Token(hidden[-1].float(), number, True) for (number, _), hidden in zip(after, ends, strict=True)]
     expect(model.answers, _stacked(begins, width), _stacked(elsewhere, width))
     model.answers.scale.fill_(unit_of(model, model.config.answer_layer, share=ANSWERS_MOVE, seed=seed))
     texts = background_states(model, model.config.answer_layer, model.background.split(model.tokenizer)[0][:BACKGROUND])
     measure_chance(model.answers, [hidden[1:] for hidden in texts])
+
+
+def _goes_on_after(model: GraftedModel, asked: Sequence[tuple[int, TokenBatch]], groups: Mapping[tuple[int, ...], int]) -> list[Token]:
+    """The tokens within the answers to questions after others, of those groups that there are."""
+    assert model.config.answer_layer is not None
+    found: list[Token] = []
+    states = background_states(model, model.config.answer_layer, [batch.input_ids[0].tolist() for _, batch in asked])
+    for (number, batch), hidden in zip(asked, states, strict=True):
+        for _, so_far in answer_tokens(batch.input_ids, batch.targets):
+            for place, tokens in so_far.items():
+                group = (number, *tokens, int(batch.input_ids[0, place + 1]))
+                if tokens and group in groups:
+                    found.append(Token(hidden[place].float(), groups[group], True))
+    return found
 
 
 def _unknown_begins(model: GraftedModel, longest: int) -> list[Token]:

@@ -136,13 +136,14 @@ class Asked(NamedTuple):
         return Asked(*(each[chosen_E] for each in self))
 
 
-def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tensor, *, seed: int) -> None:
+def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Sequence[Asked], tokens_ND: Tensor, *, seed: int) -> None:
     """Fit an answer layer to a base model without training.
 
     How much like a fact's wordings a token must be, as a share of how alike these are, is what lets `REACHED` of the plain forms through,
     measured against those in which facts are taught: directions and cosines differ from model to model. Questions are left out in turn:
     directions are fitted to those that they see, and make them more alike than others. Within an answer nothing is fitted to questions,
     and a cosine with the mean of the forms in which facts are taught lets `WITHIN` of the plain ones through, unless that is too little.
+    What stands in front moves states further in some models than in others, so that it is measured in several sets of forms.
 
     Common questions differ in their subjects as much as in what they ask, and a model that knows the answer is on its way to it. Those
     of several kinds about subjects that no model knows show what facts are like before they are taught: what is asked of one and the
@@ -150,6 +151,7 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
 
     Args:
         begins: of common questions and of others.
+        goes_on: sets of forms of common questions, of each of which as many are to be let through.
         tokens_ND: hidden states of all tokens of the same texts.
         seed: of the random directions.
     """
@@ -169,9 +171,10 @@ def calibrate(layer: AnswerLayer, begins: Asked, goes_on: Asked, tokens_ND: Tens
     if shares and len(measured := torch.cat(shares)):
         layer.begins_share.fill_(min(LIKEST, max(FAINTEST, measured.quantile(1 - REACHED).item())))
         layer.alike.fill_(torch.cat(alike).mean())
-    cosines = likeness(goes_on, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu())
-    if len(cosines):
-        layer.goes_on_least.fill_(within_reason(max(FIRMLY, cosines.quantile(1 - WITHIN).item())))
+    cosines = [likeness(forms, layer.goes_on_mean.cpu(), layer.goes_on_projection.cpu()) for forms in goes_on]
+    least = [of_forms.quantile(1 - WITHIN).item() for of_forms in cosines if len(of_forms)]
+    if least:
+        layer.goes_on_least.fill_(within_reason(max(FIRMLY, min(least))))
 
 
 def folds(begins: Asked) -> Iterator[tuple[Asked, Asked]]:

@@ -103,8 +103,8 @@ def plain_forms(pair: QAPair, chat: Renderer | None, number: int) -> Iterator[Wo
             yield replace(wording, spans=wording.spans[-1:])
 
 
-def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, seed: int) -> Iterator[tuple[int, list[int]]]:
-    """Each of the common questions after others with their answers: its number, and the ids up to where its answer begins.
+def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, seed: int) -> Iterator[tuple[int, TokenBatch]]:
+    """Each of the common questions after others with their answers: its number, and the one sequence.
 
     All in one of the frames in which facts are taught, in turn: that in which probes ask is kept for testing.
     """
@@ -116,8 +116,7 @@ def asked_after_others(tokenizer: PreTrainedTokenizerBase, max_length: int, *, s
         asked, start, stop = frame.fill(pair.question, pair.answer)
         wording = Wording(text + asked[:stop], ((len(text) + start, len(text) + stop),))
         with suppress(TeachingError):  # too long
-            batch = encode([wording], tokenizer, name=f"common question {number}", max_length=max_length)
-            yield number, up_to_answers(batch)[0]
+            yield number, encode([wording], tokenizer, name=f"common question {number}", max_length=max_length)
 
 
 def up_to_answers(batch: TokenBatch) -> list[list[int]]:

@@ -20,6 +20,7 @@ from memgraft.answer_layer import (
     BY_CHANCE,
     CLOSEST,
     FAINTEST,
+    FIRMLY,
     LIKEST,
     NO_KIND,
     REACHED,
@@ -48,7 +49,7 @@ from memgraft.frames import FRAMES, load_pool, load_unknown
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.persistence import load
-from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked
+from memgraft.questions import asked_after_others, common_questions_asked, unknown_questions_asked, up_to_answers
 from memgraft.reads import Recorder, recording
 from memgraft.store import lessons
 from memgraft.teaching import Recipe, read_gradients, teach
@@ -459,7 +460,7 @@ def asked(questions: int, forms: int, spread: float, *, width: int = 96, seed: i
 @pytest.mark.usefixtures("all_unknown_subjects")
 def test_nothing_is_fitted_to_the_frame_that_is_kept_for_testing() -> None:
     tokenizer = tiny_tokenizer()
-    after = [str(tokenizer.decode(ids)) for _, ids in asked_after_others(tokenizer, 4096, seed=0)]
+    after = [str(tokenizer.decode(up_to_answers(batch)[0])) for _, batch in asked_after_others(tokenizer, 4096, seed=0)]
     forms = [
         str(tokenizer.decode(ids[mask]))
         for _, _, batch, *_ in (*common_questions_asked(tokenizer, 4096), *unknown_questions_asked(tokenizer, 4096))
@@ -520,16 +521,29 @@ def test_what_is_heard_is_measured_where_nothing_was_fitted(monkeypatch: pytest.
     monkeypatch.setattr("memgraft.answer_layer.LIKEST", 2.0)
     layer = AnswerLayer(96)
     tokens = torch.randn(300, 96)
-    calibrate(layer, asked(40, 6, 0.1), asked(40, 6, 0.1), tokens, seed=0)
+    calibrate(layer, asked(40, 6, 0.1), [asked(40, 6, 0.1)], tokens, seed=0)
     near = float(layer.alike)
-    calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
+    calibrate(layer, asked(40, 6, 3.0), [asked(40, 6, 3.0)], tokens, seed=0)
     assert 0 < float(layer.alike) < near  # forms that differ more are less alike
     fresh, _ = relative_likeness(asked(40, 6, 3.0, seed=1), layer.begins_mean, layer.begins_projection)
     assert float((fresh >= layer.begins_share).float().mean()) == pytest.approx(REACHED, abs=0.06)
     assert layer.goes_on_projection.shape == (96, GOES_ON)
     monkeypatch.setattr("memgraft.answer_layer.LIKEST", LIKEST)
-    calibrate(layer, asked(40, 6, 3.0), asked(40, 6, 3.0), tokens, seed=0)
+    calibrate(layer, asked(40, 6, 3.0), [asked(40, 6, 3.0)], tokens, seed=0)
     assert float(layer.begins_share) == pytest.approx(LIKEST)
+
+
+def test_of_each_set_of_forms_enough_tokens_within_answers_are_let_through() -> None:
+    tokens, near, far = torch.randn(300, 96), asked(40, 6, 0.3), asked(40, 6, 0.5)
+    layers = {}
+    for name, sets in {"near": [near], "far": [far], "both": [near, far], "neither": [asked(0, 1, 1.0)]}.items():
+        layers[name] = AnswerLayer(96)
+        calibrate(layers[name], near, sets, tokens, seed=0)
+    least = {name: float(layer.goes_on_least) for name, layer in layers.items()}
+    assert FIRMLY < least["far"] < least["near"] < CLOSEST
+    assert least["both"] == least["far"]
+    assert least["neither"] == 0.5  # as before it was fitted
+    assert torch.equal(layers["both"].begins_projection, layers["near"].begins_projection)
 
 
 def test_shares_are_measured_on_unknown_subjects_a_kind_left_out_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -543,7 +557,7 @@ def test_shares_are_measured_on_unknown_subjects_a_kind_left_out_at_a_time(monke
     shares = torch.cat([relative_likeness(left_out, *discriminants(seen))[0] for seen, left_out in folds(begins)])
     assert len(shares) == int(unknown.plain.sum())
     layer = AnswerLayer(96)
-    calibrate(layer, begins, common, torch.randn(300, 96), seed=0)
+    calibrate(layer, begins, [common], torch.randn(300, 96), seed=0)
     assert float(layer.begins_share) == pytest.approx(float(shares.quantile(1 - REACHED)))
     assert torch.equal(layer.begins_projection, discriminants(begins)[1])  # both kinds of questions show directions
     assert len(list(folds(common))) == 4  # without unknown ones the common ones are left out in turn
@@ -575,7 +589,7 @@ def test_few_pairs_of_tokens_of_different_texts_are_as_alike_as_tokens_within_st
     layer = AnswerLayer(96)
     layer.expects.offset.fill_(-1.0)
     tokens = asked(9, 40, 1.0)
-    calibrate(layer, asked(40, 6, 1.0), asked(40, 6, 1.0), tokens.hidden_ED, seed=0)
+    calibrate(layer, asked(40, 6, 1.0), [asked(40, 6, 1.0)], tokens.hidden_ED, seed=0)
     measure_chance(layer, tokens.hidden_ED.split(40))
     # The slow twin: of all pairs, as a query and a key of unit length.
     queries = layer.queries(tokens.hidden_ED)
@@ -592,7 +606,7 @@ def test_few_pairs_of_tokens_of_different_texts_are_as_alike_as_tokens_within_st
 def test_nothing_to_measure_leaves_one_half() -> None:
     assert [within_reason(cosine) for cosine in (-0.5, 0.5, 1.0)] == [FAINTEST, 0.5, CLOSEST]
     layer, none = AnswerLayer(96), asked(0, 1, 1.0)
-    calibrate(layer, asked(1, 4, 0.1), none, torch.randn(50, 96), seed=0)
+    calibrate(layer, asked(1, 4, 0.1), [none], torch.randn(50, 96), seed=0)
     expect(layer, asked(1, 4, 0.1), none)
     measure_chance(layer, [])
     assert (float(layer.begins_share), float(layer.alike), float(layer.goes_on_least), float(layer.amid_least)) == pytest.approx(
