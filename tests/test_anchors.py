@@ -35,6 +35,7 @@ from memgraft.answer_layer import (
     relative_likeness,
     within_reason,
 )
+from memgraft.background import Background
 from memgraft.blocks import hidden_states_before
 from memgraft.commits import Commit
 from memgraft.config import ANSWERS
@@ -444,6 +445,25 @@ def test_a_context_too_short_for_enough_questions_is_refused(tokens: int) -> Non
         fit_answers(model, seed=0)
     texts = ["The ship left the harbour at dawn.", "A lamp stood by the chair."]
     assert graft(model.detach(), model.tokenizer, background=texts, slots=64).config.answer_layer is None
+
+
+def test_tokens_within_answers_are_looked_at_after_other_questions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_graft(tiny_model(depth=DEPTH), answer_layer=ANSWER_LAYER)
+    model.background = Background(("The ship left the harbour at dawn. " * 9,), "texts", 0, 400, 64)
+    sets: list[Asked] = []
+    monkeypatch.setattr("memgraft.anchoring.calibrate", lambda layer, begins, goes_on, *_, **__: sets.extend(goes_on))
+    fit_answers(model, seed=0)
+    plainly, after = sets
+    assert torch.equal(after.hidden_ED[~after.plain], plainly.hidden_ED[~plainly.plain])
+    assert torch.equal(after.groups[~after.plain], plainly.groups[~plainly.plain])
+    found = []
+    for _, batch in asked_after_others(model.tokenizer, 4096, seed=0):
+        hidden = hidden_states_before(model.base, model.blocks, ANSWER_LAYER, input_ids=batch.input_ids)[0]
+        marks = batch.targets[0].tolist()
+        found += [hidden[place] for place in range(len(marks) - 1) if marks[place] and marks[place + 1]]
+    assert 0 < int(after.plain.sum()) <= len(found)  # answers that are other tokens in this form than in those of the first set are none
+    cosines = functional.normalize(after.hidden_ED[after.plain], dim=-1) @ functional.normalize(torch.stack(found), dim=-1).T
+    assert bool((cosines.amax(1) > 1 - 1e-4).all())
 
 
 def asked(questions: int, forms: int, spread: float, *, width: int = 96, seed: int = 0) -> Asked:
