@@ -38,10 +38,10 @@ def whitening(hidden_PD: Tensor, kinds_P: Tensor | None = None) -> tuple[Tensor,
 
 
 def _within(hidden_PD: Tensor, kinds_P: Tensor) -> Tensor:
-    """How far those of a kind are from its mean, without those that are alone; all as they are where there are no others."""
+    """How far those of a kind are from its mean, without those that are alone; all as they are where too few are left."""
     _, kind, count = kinds_P.unique(return_inverse=True, return_counts=True)
     several = count[kind] > 1
-    if not bool(several.any()):
+    if int(several.sum()) - int((count > 1).sum()) < hidden_PD.shape[1]:
         return hidden_PD
     means: Tensor = hidden_PD.new_zeros(len(count), hidden_PD.shape[1]).index_add_(0, kind, hidden_PD) / count[:, None]
     return (hidden_PD - means[kind])[several]

@@ -4,6 +4,8 @@ Whitening by all of the background's variance takes for meaning whatever tokens 
 learns a vector each. Whitening by the variance within the occurrences of one token, behind the same token, takes that for noise: a
 linear discriminant of tokens (Fisher 1936). Which of the two is needed can be told without labels: cues are found for questions about
 made-up subjects, as they are put for teaching, and the same questions are put in other ways.
+
+Shape suffixes: P background tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ from memgraft.probes.language_model import longest_sequence
 from memgraft.questions import AskedInForms, unknown_questions_asked, up_to_answers
 from memgraft.world import World, queries_of
 
-ENOUGH = 0.9  # share of questions from which the usual whitening is taken as it is
-BETTER = 0.5  # share of its misses that there may be with the other one, for that to be taken
+FEW = 0.1  # share of questions that may be missed with the usual whitening, for that to be taken as it is
+BETTER = 0.5  # of its misses there must be less than this share with the other one, for that to be taken
 NAMES, QUESTIONS = 2, 4  # subjects of each kind that are asked about, and what of each
+FEWEST = 20  # questions that the model's context must hold: of fewer, one more or less decides
 
 
 def kinds_to_whiten(model: GraftedModel, tokens_PD: Tensor, parts: Sequence[Sequence[int]], *, seed: int) -> Tensor | None:
@@ -37,16 +40,18 @@ def kinds_to_whiten(model: GraftedModel, tokens_PD: Tensor, parts: Sequence[Sequ
         parts: token ids of the documents.
     """
     memory, hidden = model.layer(0), tokens_PD.float().cpu()
+    if not model.tokenizer.is_fast:  # which can't be taught facts
+        return None
     asked = list(unknown_questions_asked(model.tokenizer, longest_sequence(model.base), NAMES, QUESTIONS))
-    if not asked:
+    if len(asked) < FEWEST:
         return None
     aim(memory, hidden, torch.Generator().manual_seed(seed))
-    usual = heard_again(model, asked, hidden)
-    if usual >= ENOUGH:
+    usual = missed(model, asked, hidden)
+    if usual <= FEW * len(asked):
         return None
     kinds = kinds_of(parts)
     aim(memory, hidden, torch.Generator().manual_seed(seed), kinds)
-    return kinds if 1 - heard_again(model, asked, hidden) < BETTER * (1 - usual) else None
+    return kinds if missed(model, asked, hidden) < BETTER * usual else None
 
 
 def kinds_of(parts: Sequence[Sequence[int]]) -> Tensor:
@@ -56,23 +61,26 @@ def kinds_of(parts: Sequence[Sequence[int]]) -> Tensor:
     return kinds
 
 
-def heard_again(model: GraftedModel, asked: Sequence[AskedInForms], background_PD: Tensor) -> float:
-    """The share of questions whose taught forms' cues are heard in a plain form, in that form in which the fewest are."""
+def missed(model: GraftedModel, asked: Sequence[AskedInForms], background_PD: Tensor) -> int:
+    """How many questions don't open by their taught forms' cues in a plain form, in that form in which most don't.
+
+    None where no cues can be found: every text reads such facts. What is rare is told from the background alone.
+    """
     world = torch.cat([model.cue_queries(part.to(model.device)).cpu() for part in background_PD.split(4096)])
     model.world, kept = World(world, world), model.world
     try:
         found = find_cues(model, list(map(in_taught_forms, asked)))
     finally:
         model.world = kept
-    assert found is not None
+    if found is None:
+        return 0
     plain = [ids for each in asked for ids in up_to_answers(each.forms)[each.taught :]]
     queries = iter(queries_of(model, plain))
-    heard = list[list[bool]]()
+    closed = list[list[bool]]()
     for number, each in enumerate(asked):
         own = found.cues.of_fact(number)
-        heard.append([bool(own.open(own.heard(next(queries)[None]))[0, -1]) for _ in range(each.taught, len(each.forms))])
-    fewest: int = min(map(sum, zip(*heard, strict=True)))
-    return fewest / len(asked)
+        closed.append([not bool(own.open(own.heard(next(queries)[None]))[0, -1]) for _ in range(each.taught, len(each.forms))])
+    return max(map(sum, zip(*closed, strict=True)))
 
 
 def in_taught_forms(asked: AskedInForms) -> TokenBatch:

@@ -15,7 +15,7 @@ from memgraft.finding import find_cues
 from memgraft.grafted import GraftedModel
 from memgraft.grafting import graft
 from memgraft.questions import unknown_questions_asked
-from memgraft.recall import heard_again, kinds_of, kinds_to_whiten
+from memgraft.recall import kinds_of, kinds_to_whiten, missed
 from memgraft.states import background_states
 from tests.models import tiny_model, tiny_tokenizer
 
@@ -52,9 +52,11 @@ def test_what_varies_within_a_kind_is_whitened_and_tokens_that_are_alone_do_not_
     torch.testing.assert_close(matrix, expected.float(), rtol=1e-3, atol=1e-3)
 
 
-def test_where_every_token_is_alone_all_that_varies_is_whitened() -> None:
-    hidden = random_states(12, 1)
-    for usual, other in zip(whitening(hidden), whitening(hidden, torch.arange(12)), strict=True):
+@pytest.mark.parametrize("pairs", [0, 1, 15])
+def test_where_too_few_tokens_are_not_alone_all_that_varies_is_whitened(pairs: int) -> None:
+    hidden, kinds = random_states(60, 1), torch.arange(60)
+    kinds[:pairs] = torch.arange(60 - pairs, 60)
+    for usual, other in zip(whitening(hidden), whitening(hidden, kinds), strict=True):
         assert torch.equal(usual, other)
 
 
@@ -81,13 +83,13 @@ def test_tokens_are_of_a_kind_where_they_and_those_before_them_are_the_same() ->
 
 
 @pytest.mark.usefixtures("all_unknown_subjects")
-def test_the_share_is_that_of_the_form_in_which_fewest_questions_open_by_their_own_cues() -> None:
+def test_what_is_missed_is_missed_in_the_form_in_which_most_questions_stay_closed() -> None:
     model = grafted()
     tokens, _ = tokens_of(model)
     asked = list(unknown_questions_asked(model.tokenizer, 4096, 1, 2))
     assert len(asked) == 10
     world = model.world
-    share = heard_again(model, asked, tokens)
+    count = missed(model, asked, tokens)
     assert model.world is world
     opened: dict[int, list[bool]] = defaultdict(list)
     for each in asked:
@@ -101,16 +103,23 @@ def test_the_share_is_that_of_the_form_in_which_fewest_questions_open_by_their_o
             with torch.no_grad():
                 model(input_ids=torch.tensor([ids]))
             opened[form].append(any(bool(tokens[0, -1]) for tokens in model.opened.values()))
-    assert share == min(sum(each) / len(each) for each in opened.values())
-    assert 0 < share <= 1
+    assert count == max(each.count(False) for each in opened.values())
+    assert 0 <= count < len(asked)
 
 
+def test_facts_without_cues_are_read_by_every_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = grafted()
+    monkeypatch.setattr(recall, "find_cues", lambda *_: None)
+    assert missed(model, list(unknown_questions_asked(model.tokenizer, 4096, 1, 1)), tokens_of(model)[0]) == 0
+
+
+@pytest.mark.usefixtures("all_unknown_subjects")
 def test_the_usual_whitening_stays_unless_the_other_one_misses_less_than_half_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
     model = grafted()
     tokens, parts = tokens_of(model)
-    for shares, taken in (((0.9,), False), ((0.8, 0.91), True), ((0.8, 0.89), False), ((0.5, 0.5), False), ((0.0, 1.0), True)):
-        found = iter(shares)
-        monkeypatch.setattr(recall, "heard_again", lambda *_, found=found: next(found))
+    for misses, taken in (((4,), False), ((5, 2), True), ((6, 3), False), ((20, 20), False), ((40, 0), True)):
+        found = iter(misses)
+        monkeypatch.setattr(recall, "missed", lambda *_, found=found: next(found))
         kinds = kinds_to_whiten(model, tokens, parts, seed=0)
         assert (kinds is not None) == taken
         assert next(found, None) is None
@@ -118,7 +127,7 @@ def test_the_usual_whitening_stays_unless_the_other_one_misses_less_than_half_as
 
 
 def test_a_graft_is_calibrated_with_the_whitening_that_was_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recall, "heard_again", lambda *_: 1.0)
+    monkeypatch.setattr(recall, "missed", lambda *_: 0)
     usual = grafted()
     tokens, parts = tokens_of(usual)
     monkeypatch.setattr("memgraft.grafting.kinds_to_whiten", lambda *_, **__: None)
@@ -130,8 +139,14 @@ def test_a_graft_is_calibrated_with_the_whitening_that_was_chosen(monkeypatch: p
     assert torch.equal(other.query_projection, whitening(tokens, kinds_of(parts))[1] @ directions)
 
 
-def test_a_context_that_holds_no_question_keeps_the_usual_whitening(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_can_be_asked_too_little_keeps_the_usual_whitening(monkeypatch: pytest.MonkeyPatch) -> None:
     model = grafted("gpt2", n_positions=8)
     tokens, parts = tokens_of(model)
-    monkeypatch.setattr(recall, "heard_again", lambda *_: pytest.fail("nothing can be asked"))
+    monkeypatch.setattr(recall, "missed", lambda *_: pytest.fail("too little can be asked"))
+    assert kinds_to_whiten(model, tokens, parts, seed=0) is None
+    few = list(unknown_questions_asked(model.tokenizer, 4096, 1, 1))
+    monkeypatch.setattr(recall, "unknown_questions_asked", lambda *_: few)
+    assert kinds_to_whiten(model, tokens, parts, seed=0) is None
+    monkeypatch.setattr(recall, "FEWEST", len(few))
+    monkeypatch.setattr(type(model.tokenizer), "is_fast", False)
     assert kinds_to_whiten(model, tokens, parts, seed=0) is None
