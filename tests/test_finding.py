@@ -34,28 +34,23 @@ def opens(model: GraftedModel, cues: Cues, batch: TokenBatch) -> list[bool]:
     return found
 
 
-def part(cues: Cues, fact: int) -> Cues:
-    own = cues.facts == fact
-    return Cues(cues.keys[own], cues.least[own], torch.zeros(int(own.sum()), dtype=torch.int64))
-
-
 def test_lower_case_wordings_have_cues_of_their_own(batches: list[TokenBatch]) -> None:
     model = grafted()
     found, cased = find_cues(model, batches), find_cues(model, [replace(batch, lower=None) for batch in batches])
     assert found is not None
     assert cased is not None
     assert (found.cues.fact_count, cased.cues.fact_count) == (4, 2)
-    assert [part(found.cues, fact) for fact in range(2)] == [part(cased.cues, fact) for fact in range(2)]
-    cues = [sum(int(part(found.cues, fact + turn).opens.sum()) for turn in (0, 2)) for fact in range(2)]
+    assert [found.cues.of_fact(fact) for fact in range(2)] == [cased.cues.of_fact(fact) for fact in range(2)]
+    cues = [sum(int(found.cues.of_fact(fact + turn).opens.sum()) for turn in (0, 2)) for fact in range(2)]
     assert [len(tokens) for tokens in found.tokens] == cues
     low = [replace(batch.lower, lower=None) for batch in batches if batch.lower is not None]
     assert len(low) == 2
     for fact, batch in enumerate(low):
-        own = part(found.cues, 2 + fact)
+        own = found.cues.of_fact(2 + fact)
         if int(own.opens.sum()) > 1:
             assert sum(opens(model, own, batch)) >= 0.7 * len(batch)
         else:  # one token alone is not taken for a name in lower case
-            assert own == part(found.cues, fact)
+            assert own == found.cues.of_fact(fact)
 
 
 def test_a_faint_cue_is_not_fainter_than_the_nearest_token_of_the_world(batches: list[TokenBatch], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +74,7 @@ def test_a_fact_without_lower_case_wordings_has_the_same_cues_twice(batches: lis
     found = find_cues(model, [batches[0], replace(batches[1], lower=None)])
     assert found is not None
     assert found.cues.fact_count == 4
-    assert part(found.cues, 1) == part(found.cues, 3)
+    assert found.cues.of_fact(1) == found.cues.of_fact(3)
     without = find_cues(model, [replace(batch, lower=None) for batch in batches])
     assert without is not None
     assert without.cues.fact_count == 2
