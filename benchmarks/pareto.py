@@ -1,7 +1,7 @@
 """Learning against forgetting, the memory and its rivals, each at its best settings: docs/protocol.md carried out.
 
     python -m benchmarks.pareto --data FOLDER                    # results/pareto: tuning, then the test split
-    python -m benchmarks.pareto --study ranking --data FOLDER    # or background, optimizer, stream, documents
+    python -m benchmarks.pareto --study ranking --data FOLDER    # or larger, background, optimizer, stream, documents
     python -m benchmarks.pareto --smoke --data FOLDER -o out/smoke
 
 Two runs at a time, each on half of the cores. Every run is a line of runs.jsonl, on disk as soon as it is measured; the same command
@@ -29,6 +29,7 @@ from memgraft.errors import DataError, MemgraftError
 from memgraft.models import demo_model_path
 
 SMOKE = Sizes(tuning_facts=3, test_facts=4, test_seeds=2, questions=3, text_tokens=512, background_tokens=2048, settings=2, passes=1)
+TEST_FACTS = {"larger": 200, "documents": 20}  # of studies that have another number of them than the comparison
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -86,7 +87,7 @@ def study_of(options: argparse.Namespace) -> Study:
     if unknown:
         raise MemgraftError(f"no method of the study {options.study} is called {unknown[0]!r}: expected {', '.join(methods)}")
     given = {name: value for name in Sizes.model_fields if (value := getattr(options, name, None)) is not None}
-    sizes = SMOKE if options.smoke else Sizes(test_facts=20) if options.study == "documents" else Sizes()
+    sizes = SMOKE if options.smoke else Sizes(test_facts=TEST_FACTS[options.study]) if options.study in TEST_FACTS else Sizes()
     sizes = sizes.model_copy(update=given)
     return Study(
         options.study,

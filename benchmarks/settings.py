@@ -13,6 +13,12 @@ from memgraft.writers import LeastInterference
 BACKGROUNDS = ("self-written", "c4", "wikitext", "taught", "probes")
 
 
+def larger() -> dict[str, list[AnyMethod]]:
+    """For lessons of more facts: of each method that the comparison has on its test split with all seeds, the setting that it has there."""
+    chosen = ("memory", "retrieval", "memory (tfidf, sgd)", "lora", "lora + replay", "full")
+    return {name: grid()[name][:1] for name in chosen}
+
+
 def ranking() -> dict[str, list[AnyMethod]]:
     """Every ranking over t, all with SGD (Lin et al. 2025 §5)."""
     slots = (25, 100, 500)
@@ -76,6 +82,7 @@ def documents() -> dict[str, list[AnyMethod]]:
 
 STUDIES = {
     "pareto": grid,
+    "larger": larger,
     "ranking": ranking,
     "background": background,
     "optimizer": optimizer,

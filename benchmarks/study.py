@@ -36,6 +36,7 @@ from memgraft.models import Dtype, load_model
 from memgraft.probes import AnswerNLLProbe, QAProbe, TextProbe, measure
 
 FINALISTS = 3
+SEEDED = ("pareto", "larger")  # studies whose test split is the facts of several seeds, and what is beside them
 NO_PART_OF_A_RUN = ("tuning_facts", "test_facts", "test_seeds", "settings")  # sizes of a study; a run names its own facts and seed
 
 
@@ -212,6 +213,9 @@ class Study:
 
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
+        if self.name == "larger":
+            yield list(dict.fromkeys(task for choice in self._test_choices() for task in self._tasks(choice, self.methods)))
+            return
         if self.name != "pareto":
             facts = self.sizes.test_facts if self.name in STREAMS else self.sizes.tuning_facts
             yield list(self._tasks(Choice("test", facts, 0), self.methods))
@@ -269,7 +273,7 @@ class Study:
 
     def probes_of(self, choice: Choice) -> list[AnyProbe]:
         """All that is asked of a run: the facts, on the comparison's test split what is beside them, and what may be forgotten."""
-        has_neighbours = self.name == "pareto" and choice.split == "test"
+        has_neighbours = self.name in SEEDED and choice.split == "test"
         beside = self.materials.beside(choice) if has_neighbours else ()
         return [*self.materials.of(choice).probes, *beside, *self.probes]
 
@@ -289,7 +293,7 @@ class Study:
 
     def identified(self, runs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Runs of the test split with what they asked, so that what several seeds ask counts once in the intervals."""
-        if self.name != "pareto":
+        if self.name not in SEEDED:
             return [dict(run) for run in runs]  # of one seed
         return [{**run, "items": self.materials.asked(Selection.model_validate(run["recipe"]["selection"]))} for run in runs]
 

@@ -27,7 +27,7 @@ from benchmarks.results import __main__ as results_page
 from benchmarks.results.__main__ import results
 from benchmarks.settings import STUDIES
 from benchmarks.splits import check_unseen, overlapping, split_of
-from memgraft.comparison.methods import described, family
+from memgraft.comparison.methods import described, family, settings
 from memgraft.comparison.workshop import Workshop
 from memgraft.encoding import TokenBatch
 from memgraft.errors import DataError
@@ -492,6 +492,27 @@ def test_every_setting_of_a_study_is_another_one(study: str) -> None:
         assert len({(family(method), described(method)) for method in each}) == len(each), name
     if study == "pareto":
         assert all(family(method) == name for name, each in methods.items() for method in each)
+
+
+def test_larger_lessons_have_the_settings_of_the_comparison_s_test_split() -> None:
+    for name, (method,) in STUDIES["larger"]().items():
+        runs = [run for run in runs_of(lines(ROOT / "results" / "pareto" / "runs.jsonl"), name) if run["split"] == "test"]
+        assert settings(studies._sized(method, studies.Sizes())) in [run["settings"] for run in runs], name
+        assert len({run["seed"] for run in runs}) == 3, name
+
+
+def test_larger_lessons_are_compared_over_seeds(data: Path, model: Path, tmp_path: Path) -> None:
+    arguments = command(data, model, tmp_path / "larger", "--study", "larger")
+    arguments[arguments.index("--test-seeds") + 1] = "2"
+    assert pareto.main(arguments) == 0
+    runs = lines(tmp_path / "larger" / "runs.jsonl")
+    assert [(run["seed"], run["method"]) for run in runs if run["method"] != "base"] == [
+        (seed, method) for seed in (0, 1) for method in ("memory", "retrieval", "lora")
+    ]
+    assert all(run["split"] == "test" and "leaks" in run["scores"] for run in runs)
+    page = results(tmp_path)
+    assert "4 facts of the test split, 2 seeds;" in page
+    assert "### Tuning split" not in page
 
 
 def test_an_unknown_method_is_named(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

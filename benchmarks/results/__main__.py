@@ -23,6 +23,7 @@ NOTES = Path(__file__).parents[1] / "notes.md"
 IN_FRONT = ("What to know of these figures", "What the recipe was to reach")  # of all sections
 STUDIES = {
     "pareto": "Learning against forgetting",
+    "larger": "Lessons of 200 facts",
     "ranking": "Rankings over t",
     "background": "Background text",
     "optimizer": "Optimizers",

@@ -8,14 +8,17 @@ from typing import Any
 
 from benchmarks.documents import STATEMENTS_EACH
 from benchmarks.results.cells import MEASURES, cell, settings_table, signed, span
+from benchmarks.study import SEEDED
 from memgraft.report.markdown import plain, table
 
 
 def study(summary: Mapping[str, Any]) -> Iterator[str]:
     """The tables of one study: the comparison's by split, those of the others all at once."""
-    compared = summary["study"] == "pareto"
-    if compared:
+    tuned, compared = summary["study"] == "pareto", summary["study"] in SEEDED
+    if tuned:
         taught = f"Tuning: {summary['tuning_facts']} facts; test: {summary['test_facts']} facts, {summary['test_seeds']} seeds"
+    elif compared:
+        taught = f"{summary['test_facts']} facts of the test split, {summary['test_seeds']} seeds"
     elif summary["study"] == "documents":
         taught = f"{summary['test_facts']} documents of {STATEMENTS_EACH} statements, a question about each, one seed"
     else:
@@ -24,7 +27,7 @@ def study(summary: Mapping[str, Any]) -> Iterator[str]:
         f"{plain(summary['model'])}, {summary['dtype']}. {taught}; {summary['questions']} questions a probe, "
         f"{summary['text_tokens']:,} tokens of text."
     )
-    if compared and "test" not in summary:
+    if tuned and "test" not in summary:
         yield "**Not finished**: these are runs of the tuning split. The command goes on from here."
     for split in ("test", "tuning"):
         if split in summary:
