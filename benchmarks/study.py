@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from benchmarks.selection import Selection
 from benchmarks.writing import write_json
 from memgraft.background import read_background
 from memgraft.baselines import Retrieval
+from memgraft.baselines.progress import TrainingFile
 from memgraft.comparison.fronts import neighbours
 from memgraft.comparison.measuring import AnyProbe, BaseScores, Measured, mean, measure_all, numbers
 from memgraft.comparison.methods import AnyMethod, Base, described, method_of, settings
@@ -82,7 +84,7 @@ class Study:
         only: Sequence[str] | None = None,  # methods that are run now; the summary covers all that have runs
     ) -> None:
         self.only = only
-        self.name, self.sizes, self.data, self.rows, self.output = name, sizes, data, rows, output
+        self.name, self.sizes, self.data, self.rows, self.output, self.cache = name, sizes, data, rows, output, cache
         most = sizes.settings if name == "pareto" else None
         # Settings that a fixed number of passes makes equal are tried once.
         self.methods = {
@@ -189,6 +191,8 @@ class Study:
             if task.method == BASE or (ours and not isinstance(error, TeachingError | MeasureError)):
                 raise
             measured = {**what, **failed(error)}
+        if not measured.get("again"):
+            self._training_file(task).remove()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what one process holds on to, those beside it can't have
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": self.environment}
@@ -241,7 +245,8 @@ class Study:
         probes, along = self.probes_of(task.choice), self._along(material)  # what they ask of the base, while nothing is taught
         if along is not None and isinstance(task.taught_as, Retrieval):
             along.searched(task.taught_as)
-        with self.workshop.taught(task.taught_as, material.lesson, None if along is None else along.on_step) as taught:
+        file = self._training_file(task) if along is None else None
+        with self.workshop.taught(task.taught_as, material.lesson, None if along is None else along.on_step, file) as taught:
             now = time.process_time()
             scores = self._scores(probes, task, taught)
             measure_seconds = time.process_time() - now
@@ -257,6 +262,10 @@ class Study:
         for point in along.points if along is not None else ():
             point["bytes"] = run["bytes"] if point["bytes"] is None else point["bytes"]  # as many from first to last
         return {**run, "along": along.points} if along is not None and along.points else run
+
+    def _training_file(self, task: Task) -> TrainingFile:
+        """Where a rival's training goes on that was stopped, on this machine and at this revision."""
+        return TrainingFile(self.cache / "training" / f"{self._id(task)}.pt", json.dumps(self.environment, sort_keys=True))
 
     def _along(self, material: Material) -> Along | None:
         unit = STREAMS.get(self.name)

@@ -13,10 +13,12 @@ from pydantic import Field
 from transformers import PreTrainedModel
 
 from memgraft.baselines.optimizers import Optimizer
+from memgraft.baselines.progress import TrainingFile
 from memgraft.baselines.replay import replay_documents
 from memgraft.baselines.training import train
 from memgraft.config import Config
 from memgraft.encoding import TokenBatch
+from memgraft.errors import TeachingError
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Rival(Config):
         background: Sequence[Sequence[int]] = (),
         in_order: bool = False,
         on_step: Callable[[PreTrainedModel, int, int], None] | None = None,
+        file: TrainingFile | None = None,
     ) -> Iterator[Trained]:
         """Within, the taught model. Equal arguments give equal runs; the global random state is left as it was.
 
@@ -65,13 +68,17 @@ class Rival(Config):
             background: token ids of the documents that are replayed.
             in_order: a stream: each batch has all its passes before the next one comes.
             on_step: called after each step with the model in training (see `so_far`), the steps done and the steps in all.
+            file: where a training that was stopped goes on.
 
         Raises:
-            TeachingError: nothing to teach, or a loss that is not finite. The base is as before, also after Ctrl-C.
+            TeachingError: nothing to teach, no layer that can be trained so, or a loss that is not finite. DataError: an unreadable file.
+                The base is as before, also after Ctrl-C.
         """
         replay = replay_documents(background, self.replay, seed) if self.replay else None
         with self.prepared(base, seed) as model:
             size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
+            if not size:
+                raise TeachingError(f"{type(self).__name__} takes no layer of a {base.config.model_type} model: compare it with other methods")
 
             def stepped(done: int, total: int, loss: float) -> None:
                 if on_step is not None:
@@ -89,6 +96,7 @@ class Rival(Config):
                 replay=replay,
                 autocast=autocast,
                 on_step=stepped,
+                file=file,
             )
             taught = self.finished(model)
             if taught.dtype != base.dtype:

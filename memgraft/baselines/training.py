@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from memgraft.attention import quick_attention
 from memgraft.baselines.optimizers import SGD, AdamW
+from memgraft.baselines.progress import TrainingFile
 from memgraft.errors import TeachingError
 from memgraft.probes.language_model import unwrapped
 
@@ -47,6 +48,7 @@ def train(
     replay: Replay | None = None,
     autocast: torch.dtype | None = None,
     on_step: OnStep | None = None,
+    file: TrainingFile | None = None,
 ) -> tuple[float, ...]:
     """Trains the weights that ask for gradients, and returns the loss before each step (mean NLL of the batch's targets, nats).
 
@@ -57,20 +59,21 @@ def train(
         replay: background sequences whose mean NLL is added to each step's loss.
         autocast: dtype of the forward passes' matrix products, the weights' own by default.
         on_step: called after each step; the model is as taught so far and in training mode.
+        file: where a training that was stopped goes on, and which the caller removes in the end.
 
     Raises:
-        TeachingError: no batches, a batch without target tokens, or a loss that is not finite.
+        TeachingError: no batches, a batch without target tokens, or a loss that is not finite. DataError: an unreadable file.
     """
     _check(batches, passes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     updates = optimizer.build(trained)
-    losses: list[float] = []
     steps = schedule(len(batches), passes, seed, in_order=in_order)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)  # of dropout, where the model has it
+        losses: list[float] = [] if file is None else file.restore(trained, updates)
         model.train()
         try:
-            for index, turn in steps:
+            for index, turn in steps[len(losses) :]:
                 losses.append(backward(model, batches[index].round(turn), autocast))
                 if not math.isfinite(losses[-1]):
                     raise TeachingError(
@@ -80,6 +83,8 @@ def train(
                     backward(model, replay(len(losses) - 1), autocast)
                 updates.step()
                 updates.zero_grad(set_to_none=True)
+                if file is not None:
+                    file.step(trained, updates, losses, len(steps))
                 if on_step is not None:
                     on_step(len(losses), len(steps), losses[-1])
         finally:

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from memgraft.background import documents, write_background
 from memgraft.baselines import Retrieval
+from memgraft.baselines.progress import TrainingFile
 from memgraft.comparison.methods import AnyMethod, Base, Memory
 from memgraft.comparison.peak import Meter, in_use
 from memgraft.comparison.prefixes import Prefix, cached_prefixes
@@ -213,8 +214,14 @@ class Workshop:
             yield self.base
 
     @contextmanager
-    def taught(self, method: AnyMethod, lesson: Lesson, on_step: OnStep | None = None) -> Iterator[Taught]:
-        """Within, the model taught in the method's way; afterwards the base is as before, bit for bit."""
+    def taught(
+        self, method: AnyMethod, lesson: Lesson, on_step: OnStep | None = None, file: TrainingFile | None = None
+    ) -> Iterator[Taught]:
+        """Within, the model taught in the method's way; afterwards the base is as before, bit for bit.
+
+        Args:
+            file: where a rival's training that was stopped goes on; its costs until then are added. The caller removes it in the end.
+        """
         if isinstance(method, Memory):
             with self._taught_memory(method, lesson, on_step) as taught:
                 yield taught
@@ -240,17 +247,26 @@ class Workshop:
                 def costs() -> dict[str, Any]:
                     return {"seconds": round(meter.seconds, 3), "peak_bytes": meter.peak, **Written()._asdict()}
 
+                if file is not None:
+                    file.costs = lambda: (meter.seconds, meter.peak)
                 self._training = True
                 try:
                     with method.taught(
-                        self.base, lesson.batches, seed=lesson.seed, background=replayed, in_order=lesson.in_order, on_step=stepped
+                        self.base,
+                        lesson.batches,
+                        seed=lesson.seed,
+                        background=replayed,
+                        in_order=lesson.in_order,
+                        on_step=stepped,
+                        file=file,
                     ) as run:
+                        seconds, peak = (meter.seconds, meter.peak) if file is None else file.all_costs()
                         yield Taught(
                             run.model,
-                            meter.seconds,
+                            seconds,
                             bytes=run.bytes,
                             losses=_per_pass(run.losses, len(lesson.batches), lesson.in_order),
-                            peak_bytes=meter.peak,
+                            peak_bytes=peak,
                         )
                 finally:
                     self._training = False

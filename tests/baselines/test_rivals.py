@@ -113,6 +113,11 @@ def test_an_error_or_ctrl_c_leaves_nothing_behind(rival: Rival) -> None:
     assert_unchanged(base, before)
 
 
+def test_a_model_without_layers_that_a_rival_takes_is_refused() -> None:
+    with pytest.raises(TeachingError, match="OSF takes no layer of a gpt2 model"), OSF().taught(tiny_model("gpt2"), BATCHES):
+        pass
+
+
 @every_rival
 def test_steps_are_counted(rival: Rival) -> None:
     seen: list[tuple[int, int]] = []
