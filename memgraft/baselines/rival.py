@@ -78,7 +78,7 @@ class Rival(Config):
         with self.prepared(base, seed) as model:
             size = sum(weight.nbytes for weight in model.parameters() if weight.requires_grad)
             if not size:
-                raise TeachingError(f"{type(self).__name__} takes no layer of a {base.config.model_type} model: compare it with other methods")
+                raise TeachingError(f"{type(self).__name__} takes no layer of a {base.config.model_type} model: compare other methods")
 
             def stepped(done: int, total: int, loss: float) -> None:
                 if on_step is not None:
