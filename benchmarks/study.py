@@ -9,12 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import Field
 
+import benchmarks
+import memgraft
 from benchmarks.along import STREAMS, Along
 from benchmarks.documents import Documents
 from benchmarks.jobs import Runner, finished
@@ -144,7 +147,7 @@ class Study:
             if jobs > 1 and any(_needs_background(task.taught_as) for task in others):
                 self.workshop.background()
             for run in itertools.chain(map(self.run_task, first), finished(others, jobs, self.run_task, make)):
-                append_run(self.runs_path, run)
+                self._keep(run)
                 runs[run["id"]] = run
                 self._summarise(self._with_tested(runs, done + self._found(runs, phase)))
             done += self._found(runs, phase)
@@ -177,8 +180,13 @@ class Study:
         for task in tasks:
             if due(self._id(task), runs):
                 runs[self._id(task)] = self.run_task(task)
-                append_run(self.runs_path, runs[self._id(task)])
+                self._keep(runs[self._id(task)])
         return [runs[self._id(task)] for task in tasks]
+
+    def _keep(self, run: dict[str, Any]) -> None:
+        append_run(self.runs_path, run)
+        if not run.get("again"):
+            self._training_file(run["id"]).remove()
 
     def run_task(self, task: Task) -> dict[str, Any]:
         """Teach and measure one task."""
@@ -191,8 +199,6 @@ class Study:
             if task.method == BASE or (ours and not isinstance(error, TeachingError | MeasureError)):
                 raise
             measured = {**what, **failed(error)}
-        if not measured.get("again"):
-            self._training_file(task).remove()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()  # what one process holds on to, those beside it can't have
         return {"id": self._id(task), **measured, "recipe": self._recipe(task), "environment": self.environment}
@@ -218,7 +224,7 @@ class Study:
     def phases(self, done: Sequence[dict[str, Any]]) -> Iterator[list[Task]]:
         """What is to be run, in order; the test split's settings are chosen from the runs that are done by then."""
         if self.name == "larger":
-            yield list(dict.fromkeys(task for choice in self._test_choices() for task in self._tasks(choice, self.methods)))
+            yield [task for choice in self._test_choices() for task in self._tasks(choice, self.methods)]
             return
         if self.name != "pareto":
             facts = self.sizes.test_facts if self.name in STREAMS else self.sizes.tuning_facts
@@ -245,7 +251,7 @@ class Study:
         probes, along = self.probes_of(task.choice), self._along(material)  # what they ask of the base, while nothing is taught
         if along is not None and isinstance(task.taught_as, Retrieval):
             along.searched(task.taught_as)
-        file = self._training_file(task) if along is None else None
+        file = None if along else self._training_file(self._id(task))  # what is measured along the way would be lost
         with self.workshop.taught(task.taught_as, material.lesson, None if along is None else along.on_step, file) as taught:
             now = time.process_time()
             scores = self._scores(probes, task, taught)
@@ -263,9 +269,10 @@ class Study:
             point["bytes"] = run["bytes"] if point["bytes"] is None else point["bytes"]  # as many from first to last
         return {**run, "along": along.points} if along is not None and along.points else run
 
-    def _training_file(self, task: Task) -> TrainingFile:
-        """Where a rival's training goes on that was stopped, on this machine and at this revision."""
-        return TrainingFile(self.cache / "training" / f"{self._id(task)}.pt", json.dumps(self.environment, sort_keys=True))
+    def _training_file(self, id: str) -> TrainingFile:
+        """Where a rival's training goes on that was stopped, on this machine and with this code."""
+        same = {**self.environment, "git_revision": None, "code": _code()}
+        return TrainingFile(self.cache / "training" / f"{id}.pt", json.dumps(same, sort_keys=True))
 
     def _along(self, material: Material) -> Along | None:
         unit = STREAMS.get(self.name)
@@ -369,6 +376,16 @@ def taught_data(study: str, data: Path) -> Path:
 
 def _on_any_machine(recipe: Mapping[str, Any]) -> str:
     return run_id({name: value for name, value in recipe.items() if name != "arithmetic"})
+
+
+@cache
+def _code() -> str:
+    """A hash of all code that shapes a run, whatever the revision is called."""
+    files = (path for package in (memgraft, benchmarks) for folder in package.__path__ for path in Path(folder).rglob("*"))
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.suffix in (".py", ".json")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
 
 
 def _needs_background(method: AnyMethod) -> bool:

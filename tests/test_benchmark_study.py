@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from benchmarks.results import __main__ as results_page
 from benchmarks.results.__main__ import results
 from benchmarks.settings import STUDIES
 from benchmarks.splits import check_unseen, overlapping, split_of
+from memgraft.baselines.progress import TrainingFile
 from memgraft.comparison.methods import described, family, settings
 from memgraft.comparison.workshop import Workshop
 from memgraft.encoding import TokenBatch
@@ -497,8 +499,32 @@ def test_every_setting_of_a_study_is_another_one(study: str) -> None:
 def test_larger_lessons_have_the_settings_of_the_comparison_s_test_split() -> None:
     for name, (method,) in STUDIES["larger"]().items():
         runs = [run for run in runs_of(lines(ROOT / "results" / "pareto" / "runs.jsonl"), name) if run["split"] == "test"]
-        assert settings(studies._sized(method, studies.Sizes())) in [run["settings"] for run in runs], name
-        assert len({run["seed"] for run in runs}) == 3, name
+        own = settings(studies._sized(method, studies.Sizes()))
+        assert {run["seed"] for run in runs if run["settings"] == own} == {0, 1, 2}, name
+
+
+def test_a_rival_s_training_goes_on_in_a_study_that_was_stopped(
+    data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments, steps = command(data, model, tmp_path / "larger", "--study", "larger"), list[int]()
+    arguments[arguments.index("memory") : arguments.index("retrieval") + 1] = ["lora"]
+    monkeypatch.setattr(studies, "TrainingFile", partial(TrainingFile, every=0))
+    step = TrainingFile.step
+
+    def stop(*given: Any) -> None:
+        step(*given)
+        steps.append(len(given[3]))
+        if steps == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainingFile, "step", stop)
+    with pytest.raises(KeyboardInterrupt):
+        pareto.main(arguments)
+    (file,) = (tmp_path / "cache" / "training").iterdir()
+    assert pareto.main(arguments) == 0
+    assert steps == [1, 2, 3, 4], "one step a fact, in one pass"
+    assert not file.exists()
+    assert [run["method"] for run in lines(tmp_path / "larger" / "runs.jsonl")] == ["base", "lora"]
 
 
 def test_larger_lessons_are_compared_over_seeds(data: Path, model: Path, tmp_path: Path) -> None:

@@ -220,7 +220,8 @@ class Workshop:
         """Within, the model taught in the method's way; afterwards the base is as before, bit for bit.
 
         Args:
-            file: where a rival's training that was stopped goes on; its costs until then are added. The caller removes it in the end.
+            file: where a rival's training that was stopped goes on; its costs until then are added in the end. `on_step` is not called for
+                the steps before. The caller removes the file.
         """
         if isinstance(method, Memory):
             with self._taught_memory(method, lesson, on_step) as taught:
@@ -248,7 +249,7 @@ class Workshop:
                     return {"seconds": round(meter.seconds, 3), "peak_bytes": meter.peak, **Written()._asdict()}
 
                 if file is not None:
-                    file.costs = lambda: (meter.seconds, meter.peak)
+                    file.meter = meter
                 self._training = True
                 try:
                     with method.taught(

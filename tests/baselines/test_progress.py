@@ -65,16 +65,33 @@ def test_it_goes_on_to_the_same_bits(rival: Rival, tmp_path: Path) -> None:
 def test_another_key_starts_anew_and_other_files_are_named(tmp_path: Path) -> None:
     rival, path = RIVALS["lora"], tmp_path / "run.pt"
     losses, _ = taught(rival, TrainingFile(path, "one"))
-    assert taught(rival, TrainingFile(path, "two"))[0] == losses
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(DataError, match=r"run\.pt: not a training under way .*; delete it"):
-        taught(rival, TrainingFile(path, "two"))
-    path.write_text("hello", encoding="utf-8")
-    with pytest.raises(DataError, match=r"run\.pt: not a training under way"):
-        taught(rival, TrainingFile(path, "two"))
-    torch.save([1], path)
-    with pytest.raises(DataError, match=r"run\.pt: not a training under way"):
-        taught(rival, TrainingFile(path, "two"))
+    with pytest.warns(UserWarning, match=r"run\.pt: of another machine or revision"):
+        assert taught(rival, TrainingFile(path, "two"))[0] == losses
+    content = path.read_bytes()
+    for write in (
+        lambda: path.write_bytes(content[:100]),
+        lambda: path.write_text("hello", encoding="utf-8"),
+        lambda: torch.save([1], path),
+        lambda: torch.save(torch.zeros(2), path),
+        lambda: torch.save({}, path),
+    ):
+        write()
+        with pytest.raises(DataError, match=r"run\.pt: not a training under way .*; delete it"):
+            taught(rival, TrainingFile(path, "two"))
+
+
+def test_a_file_that_can_t_be_written_is_told_and_the_training_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("a file where a folder should be", encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"run\.pt: not written"):
+        losses, _ = taught(RIVALS["lora"], TrainingFile(tmp_path / "full" / "run.pt", "key", every=0))
+    assert losses == taught(RIVALS["lora"])[0]
+
+
+def test_what_a_kill_left_half_written_is_taken_away(tmp_path: Path) -> None:
+    for name in ("run.pt", ".run.pt.77.partial", "run2.pt", ".run2.pt.77.partial"):
+        (tmp_path / name).touch()
+    TrainingFile(tmp_path / "run.pt", "key").remove()
+    assert {path.name for path in tmp_path.iterdir()} == {"run2.pt", ".run2.pt.77.partial"}
 
 
 def test_a_process_killed_while_it_trains_goes_on(tmp_path: Path) -> None:
@@ -84,13 +101,18 @@ from pathlib import Path
 from memgraft.baselines.progress import TrainingFile
 from tests.baselines.test_progress import RIVALS, BATCHES, BACKGROUND, model_for
 
+class SomeSteps(TrainingFile):
+    def step(self, weights, optimizer, losses, total):
+        if len(losses) <= 5:
+            super().step(weights, optimizer, losses, total)
+
 def kill(_, done, total):
-    if done == 5:
+    if done == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 
 with RIVALS["lora"].taught(
     model_for(RIVALS["lora"]), BATCHES, seed=3, background=BACKGROUND, on_step=kill,
-    file=TrainingFile(Path({str(tmp_path / "run.pt")!r}), "key", every=0),
+    file=SomeSteps(Path({str(tmp_path / "run.pt")!r}), "key", every=0),
 ):
     pass
 """
@@ -98,7 +120,10 @@ with RIVALS["lora"].taught(
     environment = {**os.environ, "PYTHONPATH": str(root)}
     assert subprocess.run([sys.executable, "-c", script], cwd=root, env=environment, check=False).returncode == -signal.SIGKILL
     assert len(torch.load(tmp_path / "run.pt", weights_only=True)["losses"]) == 5
-    assert taught(RIVALS["lora"], TrainingFile(tmp_path / "run.pt", "key"))[0] == taught(RIVALS["lora"])[0]
+    losses, weights = taught(RIVALS["lora"])
+    again, same = taught(RIVALS["lora"], TrainingFile(tmp_path / "run.pt", "key"))
+    assert again == losses
+    assert all(torch.equal(same[name], weights[name]) for name in weights)
 
 
 def test_costs_are_those_of_all_processes(tmp_path: Path) -> None:
