@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer (3.11 is what we test), pip, git and make; the rest is set up on first use.
+# `make demo` and `make test` need Python 3.11 or newer (3.11 is what we test; the package itself takes 3.10), pip, git and make; the rest is set up on first use.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
