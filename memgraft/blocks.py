@@ -6,6 +6,7 @@ short trial run shows that each is called once a pass with hidden states of the 
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import Cache, PreTrainedModel
 
 from memgraft.errors import GraftError
+from memgraft.hearing import Heard, cache_among, heard_so_far
 from memgraft.probes.language_model import evaluating
 
 _ROUNDING = 1e-5  # relative; causal architectures measure 0, random BERTs, RoBERTas and ELECTRAs 0.004 and more
@@ -129,7 +131,7 @@ def check_remembers(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
     What was heard of a subject is kept with the cache; without one it would be forgotten after the prompt.
 
     Raises:
-        GraftError: with the state's name.
+        GraftError: with the state's name; or the cache takes no layer of the memory's own, or blocks are not handed all tokens.
     """
     cached: list[bool] = []
 
@@ -142,11 +144,48 @@ def check_remembers(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
             output = model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=True)
     finally:
         handle.remove()
+    if any(cached):
+        _check_parts(model, blocks)
     states = [name for name in output if name not in ("logits", "loss") and output[name] is not None]
     if states and not any(cached):
         raise GraftError(
             f"{type(model).__name__} goes on from a state of its own ({', '.join(states)}) instead of a key/value cache, "
             "with which the memory keeps what it heard; this architecture can't be grafted yet"
+        )
+
+
+def _check_parts(model: PreTrainedModel, blocks: nn.ModuleList) -> None:
+    """Tries what generation does: a prompt of which only the last logits are asked for, and a token behind it, listened to."""
+    heard, lengths = Heard(torch.zeros(1, 1, 1), torch.zeros(1, 1, 1)), list[int]()
+
+    def listen(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        tokens = hidden_states_of(args, kwargs).shape[1]
+        heard_so_far(cache_among(args, kwargs), len(blocks), Heard(*(part.expand(1, tokens, 1) for part in heard)), "a trial", lambda _: _)
+
+    def count(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        lengths.append(hidden_states_of(args, kwargs).shape[1])
+
+    last = {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+    handles = [block.register_forward_pre_hook(count, with_kwargs=True) for block in blocks]
+    handles.append(blocks[0].register_forward_pre_hook(listen, with_kwargs=True))
+    try:
+        with evaluating(model):
+            output = model(input_ids=torch.tensor([[0, 1, 2]], device=model.device), use_cache=True, **last)
+            cache = {name: value for name, value in output.items() if isinstance(value, Cache)}
+            model(input_ids=torch.tensor([[0]], device=model.device), use_cache=True, **cache, **last)
+    except (IndexError, KeyError, TypeError, ValueError, AttributeError, AssertionError, RuntimeError) as error:
+        raise GraftError(
+            f"{type(model).__name__} can't go on with a cache that holds what the memory heard ({type(error).__name__}: {error}); "
+            "this architecture can't be grafted yet"
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    short = next((index for index, tokens in enumerate(lengths[: len(blocks)]) if tokens != 3), None)
+    if short is not None:
+        raise GraftError(
+            f"{type(model).__name__}: block {short} is handed only the tokens whose logits are asked for, and a memory there would miss "
+            "the others; this architecture can't be grafted yet"
         )
 
 

@@ -32,7 +32,7 @@ from memgraft.commits import Commit, Rows, sum_rows
 from memgraft.config import ANSWERS, MemoryConfig
 from memgraft.cues import Cues, Scopes
 from memgraft.errors import GraftError
-from memgraft.hearing import Heard, cache_among, heard_so_far
+from memgraft.hearing import Heard, cache_among, check_one_text_a_row, heard_so_far
 from memgraft.history import History
 from memgraft.memory import MemoryLayer, Tables, ValueTable
 from memgraft.passes import Pass, Passes
@@ -135,7 +135,10 @@ class GraftedModel(nn.Module):
     def _begin_pass(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         place = self._mask_place
         mask = args[place] if place is not None and place < len(args) else kwargs.get("attention_mask")
-        self._passes.begin(mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+        mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        if self._enabled and len(self.scoped):
+            check_one_text_a_row(kwargs, mask)
+        self._passes.begin(mask)
 
     def _drop_mask(self, *_: Any) -> None:
         self._passes.current.mask = None  # what starts within the model later has none
@@ -180,7 +183,7 @@ class GraftedModel(nn.Module):
         if not len(self.scoped):
             return
         scopes, queries = self._scopes.to(hidden_states.device), self.cue_queries(hidden_states)
-        heard = heard_so_far(cache, len(self.blocks), Heard(scopes.cues.heard(queries), queries), scopes.mark)
+        heard = heard_so_far(cache, len(self.blocks), Heard(scopes.cues.heard(queries), queries), scopes.mark, scopes.cues.heard)
         now = slice(heard.cues.shape[1] - hidden_states.shape[1], None)
         opened = {number: each.part(slice(None), now) for number, each in scopes.open(heard.cues, own.mask).items()}
         own.open_facts = {number: facts for number, facts in opened.items() if bool(facts.tokens.any())}
@@ -303,11 +306,18 @@ class GraftedModel(nn.Module):
             self._place(self.scope(number))  # the model may have been moved since
         self._scopes = Scopes([self.scope(number).cues for number in range(len(self.scoped))], self.config.query_dim)
 
+    def check_attached(self) -> None:
+        """Raises GraftError once the memory was taken off."""
+        if not self._handles:
+            raise GraftError("the memory was taken off this model (detach): graft the base model again, or load a store")
+
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self.check_attached()
         return self.base(*args, **kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As the base model's `generate`, with the memory on."""
+        self.check_attached()
         generate: Any = self.base.generate  # PreTrainedModel itself has none, each causal LM mixes it in
         return generate(*args, **kwargs)
 
@@ -346,8 +356,14 @@ class GraftedModel(nn.Module):
 
     def revert(self, lesson: str) -> RevertReport:
         """Take a lesson back: the rows become, bit for bit, the sum of the other lessons."""
-        report = self.history.revert(lesson)
-        self.recall()
+        undo, state = self.history.copy(), self.state()
+        try:
+            report = self.history.revert(lesson)
+            self.recall()
+        except BaseException:
+            self.history = undo
+            self.assign(state)
+            raise
         return report
 
     def recall(self, superseded: Iterable[str] = ()) -> None:
@@ -381,6 +397,7 @@ class GraftedModel(nn.Module):
         """Take the memory layers off for good and return the base model."""
         for handle in self._handles:
             handle.remove()
+        self._handles.clear()
         return self.base
 
     def memory_tensors(self) -> dict[str, Tensor]:

@@ -8,8 +8,8 @@ Shape suffixes: B sequences, T tokens, M cues kept a token, as many as the token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,6 +17,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
 from memgraft.errors import GraftError
+
+PACKED = ("cu_seq_lens_q", "cu_seq_lens_k")  # where the texts of a row begin, as transformers hands it to attention
 
 
 class Heard(NamedTuple):
@@ -46,14 +48,15 @@ class HeardLayer(DynamicLayer):
         self._first = next((layer for layer in movable if not (only_non_sliding and getattr(layer, "is_sliding", False))), None)
         self._lessons: str | None = None  # whose cues' numbers are kept (`Scopes.mark`)
 
-    def append(self, heard: Heard, before: int, lessons: str) -> Heard:
+    def append(self, heard: Heard, before: int, lessons: str, hear: Callable[[Tensor], Tensor]) -> Heard:
         """What was heard in all tokens, in these last; of `before` tokens those that are not here have heard nothing.
 
         Raises:
-            GraftError: something was heard before, when other lessons were in the memory: their numbers mean other cues now.
+            GraftError: other lessons were in the memory before, and something was heard of them, whose numbers mean other cues now, or
+                would have been of these, which would have changed the text that was computed.
         """
         kept = self.keys if self.get_seq_length() else None
-        if kept is not None and self._lessons != lessons and bool((kept > 0).any()):
+        if kept is not None and self._lessons != lessons and bool((kept > 0).any() or (hear(cast(Tensor, self.values)[:, 0]) >= 0).any()):
             raise GraftError(
                 "the key/value cache is of a text that was computed with other lessons in the memory: "
                 "compute the text again, with a new cache"
@@ -73,12 +76,13 @@ class HeardLayer(DynamicLayer):
             self._first.prefetch()
 
 
-def heard_so_far(cache: Cache | None, depth: int, heard: Heard, lessons: str) -> Heard:
+def heard_so_far(cache: Cache | None, depth: int, heard: Heard, lessons: str, hear: Callable[[Tensor], Tensor]) -> Heard:
     """What was heard in all tokens so far, those of this pass last.
 
     Args:
         depth: the number of the cache's own layers.
         lessons: tells whose cues are numbered (`memgraft.cues.Scopes.mark`).
+        hear: of queries (B, T, P), the numbers of these cues (B, T, M), -1 for none.
 
     Raises:
         GraftError: see `HeardLayer.append`.
@@ -92,7 +96,30 @@ def heard_so_far(cache: Cache | None, depth: int, heard: Heard, lessons: str) ->
     layer, last = cache.layers[depth], cache.layers[depth - 1]
     assert isinstance(layer, HeardLayer)
     before = int(last.get_seq_length()) if hasattr(last, "get_seq_length") else 0  # of the block that comes last, not computed yet
-    return layer.append(heard, before, lessons)
+    return layer.append(heard, before, lessons, hear)
+
+
+def check_one_text_a_row(kwargs: dict[str, Any], mask: Tensor | None) -> None:
+    """Refuses passes in which a row holds several texts: the subject of one would open a lesson in the next.
+
+    Args:
+        kwargs: of the model's forward pass.
+        mask: of padding (B, T), where there is one.
+
+    Raises:
+        GraftError: packed sequences, or transformers' continuous batching (`generate_batch`).
+    """
+    positions = kwargs.get("position_ids")
+    packed = any(kwargs.get(name) is not None for name in PACKED)
+    if not packed and mask is None and isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
+        # Padding on the left, where the mask is no longer this one, may have position 1 throughout, and then comes a 0.
+        restarts = (positions[:, 1:] < positions[:, :-1]) & ((positions[:, :-1] > 1) | (positions[:, :1] == 0))
+        packed = bool(restarts.any())
+    if packed:
+        raise GraftError(
+            "several texts in one row (packed sequences, generate_batch) can't be told apart by the memory: give each a row of its own, "
+            "padded, as generate() takes them"
+        )
 
 
 def cache_among(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cache | None:

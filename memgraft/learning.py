@@ -203,6 +203,9 @@ def learn(
         StoreError: there is a checkpoint of another lesson. The model is as before, also after Ctrl-C.
     """
     check_message(message)
+    model.check_attached()
+    if recipe is not None and not isinstance(recipe, Recipe):
+        raise TeachingError(f"recipe: expected a memgraft.Recipe, got {type(recipe).__name__}; write Recipe(passes=4), for example")
     examples = data if isinstance(data, ExampleSet) else read_examples(Path(data))
     recipe = resolved(recipe or Recipe(), model, examples.examples)
     if keep is not None and hashlib.sha256(keep.content).hexdigest() != examples.sha256:

@@ -8,6 +8,7 @@ The harness runs the base model object, whose blocks carry the memory. Needs the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from memgraft.errors import MemgraftError
@@ -21,7 +22,21 @@ except ImportError as error:
     raise MemgraftError("evaluating in the harness needs the package lm-eval: pip install 'memgraft[lm-eval]'") from error
 
 
-LOADING = ("pretrained", "revision", "subfolder", "peft", "delta", "parallelize", "autogptq", "gptqmodel", "gguf_file", "tokenizer")
+SETTINGS = (  # of the harness that act on a model which is loaded already
+    "backend",
+    "truncation",
+    "logits_cache",
+    "max_length",
+    "softmax_dtype",
+    "mixed_precision_dtype",
+    "batch_size",
+    "max_batch_size",
+    "add_bos_token",
+    "prefix_token_id",
+    "think_end_token",
+    "enable_thinking",
+    "chat_template_args",
+)
 
 
 def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
@@ -29,7 +44,11 @@ def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
 
     Args:
         settings: of `lm_eval.models.huggingface.HFLM`, such as `batch_size` or `add_bos_token`.
+
+    Raises:
+        MemgraftError: a setting by which the harness would load a model, or one that it does not have.
     """
+    _check(settings)
     return HFLM(pretrained=grafted.base, tokenizer=grafted.tokenizer, device=str(grafted.device), **settings)
 
 
@@ -38,7 +57,7 @@ class StoredModel(HFLM):  # type: ignore[misc]  # the harness has no type inform
     """A memory store as a model of the harness: `--model memgraft --model_args store=STORE[,base=MODEL][,dtype=DTYPE]`, on its `--device`.
 
     The base model is loaded as the store says; `dtype` and `trust_remote_code` are `memgraft.load`'s. Settings by which the harness
-    itself would load a model are refused.
+    itself would load a model are refused, and so are those that it does not have, which it would ignore.
     """
 
     def __init__(
@@ -52,12 +71,16 @@ class StoredModel(HFLM):  # type: ignore[misc]  # the harness has no type inform
     ) -> None:
         from memgraft.persistence import load
 
-        unused = next((name for name in LOADING if settings.get(name)), None)
-        if unused is not None:
-            raise MemgraftError(f"{unused}: the base model is loaded as the store says; leave that out")
+        _check(settings)
         self.grafted = load(store, model=base, dtype=dtype, device=device or "cpu", trust_remote_code=bool(trust_remote_code))
         settings = {**settings, "device": str(self.grafted.device)}
         super().__init__(pretrained=self.grafted.base, tokenizer=self.grafted.tokenizer, **settings)
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    unused = next((name for name, value in settings.items() if value and name not in SETTINGS), None)
+    if unused is not None:
+        raise MemgraftError(f"{unused}: not used, the base model is loaded already; leave that out (expected {', '.join(SETTINGS)})")
 
 
 if __name__ == "__main__":

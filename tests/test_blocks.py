@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +11,7 @@ from transformers import PreTrainedModel
 
 from memgraft.blocks import can_start_at, check_causal, check_remembers, find_blocks, hidden_states_before, starting_at
 from memgraft.errors import GraftError
+from tests import models
 from tests.models import ARCHITECTURES, random_tokens, tiny_model, token_rows
 
 
@@ -114,6 +117,33 @@ def test_looking_for_the_blocks_leaves_no_trace() -> None:
 def test_a_cache_that_reaches_the_blocks_is_found(name: str) -> None:
     model = tiny_model(name)
     check_remembers(model, find_blocks(model))
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "why"),
+    [
+        ("minimax", {"num_local_experts": 2, "layer_types": ["linear_attention", "full_attention"]}, "can't go on with a cache"),
+        (
+            "gemma4_text",
+            {
+                "sliding_window": 4,
+                "num_kv_shared_layers": 2,
+                "layer_types": ["sliding_attention", "full_attention"],
+                "global_head_dim": 8,
+                "vocab_size_per_layer_input": 257,
+                "hidden_size_per_layer_input": 8,
+            },
+            "block 2 is handed only the tokens whose logits are asked for",
+        ),
+    ],
+)
+def test_a_model_that_could_not_generate_with_a_memory_is_refused(
+    name: str, settings: dict[str, Any], why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models._SETTINGS, name, {**models._GROUPED, **settings})
+    model = tiny_model(name, depth=4)
+    with pytest.raises(GraftError, match=why):
+        check_remembers(model, find_blocks(model))
 
 
 def test_a_model_that_goes_on_from_a_state_of_its_own_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -458,19 +459,21 @@ def test_a_cache_that_was_reset_or_zeroed_has_heard_nothing(written: GraftedMode
     logits_of(written, ids, past_key_values=cache, use_cache=True)
     mark = written._scopes.mark
     query = torch.zeros(1, 1, written.config.query_dim)
-    heard = heard_so_far(cache, len(written.blocks), Heard(torch.zeros(1, 1, 1, dtype=torch.int64), query), mark).cues
+    hear = written._scopes.cues.heard
+    heard = heard_so_far(cache, len(written.blocks), Heard(torch.zeros(1, 1, 1, dtype=torch.int64), query), mark, hear).cues
     assert heard.amax(-1).tolist()[0][8:11] == [-1, 0, -1]
     for tensor in (cache.layers[-1].keys, cache.layers[-1].values):
         tensor.zero_()
     later = Heard(torch.full((1, 1, 1), -1), query)
-    assert int(heard_so_far(cache, len(written.blocks), later, mark).cues.max()) == -1
+    assert int(heard_so_far(cache, len(written.blocks), later, mark, hear).cues.max()) == -1
     cache.reset()
-    assert torch.equal(heard_so_far(cache, len(written.blocks), later, mark).cues, later.cues)
+    assert torch.equal(heard_so_far(cache, len(written.blocks), later, mark, hear).cues, later.cues)
 
 
-def test_a_cache_of_other_lessons_is_refused_where_anything_was_heard(written: GraftedModel) -> None:
+def test_a_cache_of_other_lessons_is_refused_where_anything_was_heard_or_would_be_now(written: GraftedModel) -> None:
     ids = ids_of(written)
-    early, late = cue_at(written, TEXT, 5), cue_at(written, TEXT, 15)
+    # As with real cues, no two have the same least cosines: by these a cache knows whose they are.
+    early, later, late = (replace(cue_at(written, TEXT, place), least=torch.tensor([1 - place / 1e4])) for place in (5, 12, 15))
 
     def begun(*cues: Cues) -> DynamicCache:
         open_after(written, *cues)
@@ -478,15 +481,35 @@ def test_a_cache_of_other_lessons_is_refused_where_anything_was_heard(written: G
         logits_of(written, ids[:, :10], past_key_values=cache, use_cache=True)
         return cache
 
-    heard, unheard, same = begun(late, early), begun(late), begun(late, early)
+    heard, unheard, silent, same = begun(late, early), begun(late), begun(late), begun(late, early)
     open_after(written, early)
-    with pytest.raises(GraftError, match="computed with other lessons in the memory: compute the text again"):
-        logits_of(written, ids[:, 10:], past_key_values=heard, use_cache=True)
-    logits_of(written, ids[:, 10:], past_key_values=unheard, use_cache=True)
-    assert not written.opened, "what was computed before the lesson came was not listened to"
+    for cache in (heard, unheard):
+        with pytest.raises(GraftError, match="computed with other lessons in the memory: compute the text again"):
+            logits_of(written, ids[:, 10:], past_key_values=cache, use_cache=True)
+    open_after(written, later)
+    logits_of(written, ids[:, 10:], past_key_values=silent, use_cache=True)
+    assert set(written.opened) == {0}
     open_after(written, late, early)
     logits_of(written, ids[:, 10:], past_key_values=same, use_cache=True)
     assert set(written.opened) == {0, 1}
+
+
+def test_several_texts_in_one_row_are_refused_while_lessons_listen(written: GraftedModel) -> None:
+    ids = torch.tensor(random_tokens(10))
+    position_ids = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3, 4, 5]])
+    written.assign(State({}, ()))
+    packed: list[dict[str, Tensor]] = [{"position_ids": position_ids}, {"cu_seq_lens_q": torch.tensor([0, 4, 10])}]
+    for told in packed:
+        logits_of(written, ids, use_cache=False, **told)
+    open_after(written, cue_at(written, TEXT, 5))
+    for told in packed:
+        with pytest.raises(GraftError, match="several texts in one row"):
+            logits_of(written, ids, use_cache=False, **told)
+        with written.without_memory():
+            logits_of(written, ids, use_cache=False, **told)
+    padded = torch.tensor([[1, 1, 1, 0, 1, 2, 3, 4, 5, 6]])  # as generate() numbers tokens behind padding
+    logits_of(written, ids, use_cache=False, position_ids=padded)
+    logits_of(written, ids, use_cache=False, position_ids=position_ids, attention_mask=torch.ones_like(ids))
 
 
 def test_what_was_computed_with_the_memory_off_has_its_place_and_heard_nothing(written: GraftedModel) -> None:

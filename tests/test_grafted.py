@@ -462,6 +462,10 @@ class TestGraft:
             graft(base, tiny_tokenizer(), slots=64, background=TEXTS)
         first.detach()
         graft(base, tiny_tokenizer(), slots=64, background=TEXTS)
+        ids = torch.tensor([[1, 2]])
+        for use in (lambda: first(ids), lambda: first.generate(ids), lambda: first.learn("facts.jsonl", message="late")):
+            with pytest.raises(GraftError, match="was taken off this model"):
+                use()
 
     def test_a_graft_that_fails_leaves_the_model_free(self) -> None:
         base = tiny_model()

@@ -273,6 +273,22 @@ def test_a_models_rows_follow_its_history() -> None:
         assert not torch.equal(fill(model)(**inputs).logits, expected)
 
 
+def test_a_revert_that_fails_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_graft(layers=(0, 1))
+    for commit in (FIRST, SECOND):
+        model.history.learn(commit)
+    model.recall()
+    rows = model.rows()
+    with monkeypatch.context() as patch:
+        patch.setattr(type(model), "recall", lambda self: (_ for _ in ()).throw(StoreError("can't read")))
+        with pytest.raises(StoreError, match="can't read"):
+            model.revert(SECOND.id)
+    assert model.history.active() == [FIRST.id, SECOND.id]
+    assert model.rows() == rows
+    model.revert(SECOND.id)
+    assert model.rows() == state(learned(FIRST))
+
+
 def test_each_lesson_of_a_store_is_read_once_however_often_later_ones_ask_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = store(tmp_path / "store")
     kept.apply([("learn", FIRST), ("learn", SECOND)])

@@ -85,7 +85,10 @@ def test_a_store_is_a_model_of_the_harness(tmp_path: Path, tasks: Any) -> None:
     assert len(likelihoods(made, tasks)) == len(ROWS)
     assert made.grafted.base.dtype == torch.float32
     assert get_model("memgraft")(store=str(tmp_path / "store"), dtype="bfloat16").grafted.base.dtype == torch.bfloat16
-    with pytest.raises(MemgraftError, match="revision: the base model is loaded as the store says"):
-        get_model("memgraft")(store=str(tmp_path / "store"), revision="main")
+    for name, value in {"revision": "main", "load_in_8bit": True, "bas": "a typo"}.items():
+        with pytest.raises(MemgraftError, match=f"{name}: not used, the base model is loaded already"):
+            get_model("memgraft")(store=str(tmp_path / "store"), **{name: value})
+        with pytest.raises(MemgraftError, match=f"{name}: not used, the base model is loaded already"):
+            memgraft.lm_eval.harness_model(grafted, **{name: value})
     with pytest.raises(GraftError, match="sees "):
         get_model("memgraft")(store=str(tmp_path / "store"), device="cuda:99")

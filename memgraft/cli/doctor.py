@@ -31,6 +31,8 @@ def doctor(
 
     if load and store is None:
         raise DataError("--load needs a store to compare the base model with")
+    if model is not None and not load:
+        raise DataError("--model is for --load; leave it out, or compare that model with the store by --load")
     opened = None
     if store is not None:
         from memgraft.store import MemoryStore

@@ -11,7 +11,6 @@ import typer
 from memgraft.cli.console import print_json, say
 from memgraft.cli.options import MOST_SEED, Device, DtypeName, Json, TrustRemoteCode, parse_count, parse_layers
 from memgraft.cli.progress import Stages
-from memgraft.errors import StoreError
 
 if TYPE_CHECKING:
     from memgraft.grafted import GraftedModel
@@ -64,7 +63,9 @@ def graft(
     The model itself is neither changed nor copied, and answers exactly as before until something is taught.
     """
     chosen_layers = parse_layers(layers)
-    _refuse_existing(output)
+    from memgraft.store.create import check_place
+
+    check_place(output)  # what saving would say after minutes
     from memgraft.grafting import graft as graft_model
 
     given = {"slots": slots, "background_tokens": background_tokens, "top_k": top_k, "heads": heads}
@@ -100,12 +101,6 @@ def graft(
         print_json(facts)
     else:
         _print(facts)
-
-
-def _refuse_existing(path: Path) -> None:
-    """Says at once what saving would say after minutes."""
-    if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-        raise StoreError(f"{path}: exists already and is not an empty folder; choose another name")
 
 
 def _facts(model: GraftedModel) -> dict[str, Any]:

@@ -147,6 +147,8 @@ def learn(
     from memgraft.store.manifest import check_message
 
     check_message(message)  # before anything is loaded
+    if tolerance is not None and not gate:
+        raise DataError("--tolerance is of a --gate; name one, or leave it out")
     _open(store)
     from memgraft.data import Fact, read_examples
 
@@ -183,6 +185,8 @@ def learn(
                 chosen = resolved(chosen, grafted, examples.examples)
                 progress = TeachingProgress(stages, passes=chosen.turns, unit="facts" if facts else "examples")
                 checkpoints = Checkpoints(own, every=checkpoint_every, resume=resume)
+                if resume and not checkpoints.path.exists():
+                    remark("--resume: no lesson was stopped in this store, so this one begins at its start")
                 commit = learn_lesson(
                     grafted,
                     examples,

@@ -36,6 +36,8 @@ def merge(
 
     if data and overlap != "re-teach":
         raise DataError("--data is for --overlap re-teach; leave it out")
+    if (model or dtype or trust_remote_code) and overlap != "re-teach":
+        raise DataError("--model, --dtype and --trust-remote-code are for --overlap re-teach, which alone loads the model; leave them out")
     opened, theirs = MemoryStore.open(store), MemoryStore.open(other)
     messages = {entry.commit: entry.message for entry in (*theirs.history(), *opened.history())}
     again: dict[str, str] = {}

@@ -36,6 +36,8 @@ def revert(
 
     if data and overlap != "re-teach":
         raise DataError("--data is for --overlap re-teach; leave it out")
+    if (model or dtype or trust_remote_code) and overlap != "re-teach":
+        raise DataError("--model, --dtype and --trust-remote-code are for --overlap re-teach, which alone loads the model; leave them out")
     opened = MemoryStore.open(store)
     again = {}
     if overlap == "re-teach":

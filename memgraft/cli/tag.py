@@ -26,6 +26,8 @@ def tag(
         if delete:
             raise DataError("--delete needs the NAME of a tag")
     elif delete:
+        if point != "now":
+            raise DataError(f"--delete removes the tag, wherever it is: leave {point!r} out")
         opened.untag(name)
     else:
         opened.tag(name, point)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,10 +35,9 @@ def build_store(
 ) -> Path:
     """Makes a store that has learned these lessons and returns where it is. StoreError, with nothing left behind, when it can't."""
     contents = _contents(path, spec, memory, usage, background_texts)
+    check_place(path)
     with files.nothing_changed(path):
         root = path.resolve()
-        if root.exists() and not (root.is_dir() and not any(root.iterdir())):
-            raise StoreError(f"{path}: exists already and is not an empty folder; choose another name")
         made = files.make_folders(root.parent)
         try:
             _build(root, lambda build: _fill(build, contents, Draft(path, Manifest(files={}), spec.memory), lessons))
@@ -44,6 +45,21 @@ def build_store(
             files.remove_folders(made)
             raise
     return path
+
+
+def check_place(path: Path) -> None:
+    """StoreError where no store can be made: something is there, or the store could not take the folder's place."""
+    with files.nothing_changed(path):
+        root = path.resolve()
+        if root.exists():
+            if not (root.is_dir() and not any(root.iterdir())):
+                raise StoreError(f"{path}: exists already and is not an empty folder; choose another name")
+            if root.is_mount() or root == Path.cwd().resolve():
+                what = "a mount point" if root.is_mount() else "the current folder"
+                raise StoreError(f"{path}: is {what}, whose place a store can't take; name a new folder in it, such as {path / 'store'}")
+        parent = next(folder for folder in root.parents if folder.exists())
+        if not os.access(parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def _build(root: Path, fill: Callable[[Path], None]) -> None:

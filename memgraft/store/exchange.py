@@ -54,6 +54,8 @@ def import_lesson(path: Path, identity: Identity) -> Commit:
     """The lesson in a file. StoreError when it is none, is damaged, or was made for another memory."""
     from memgraft.commits import Commit
 
+    if not path.exists():
+        raise StoreError(f"{path}: no such file; give one that `memgraft export` wrote")
     data = files.read_bytes(path, size_limit(identity.memory))
     about = _about(data, str(path))
     try:

@@ -62,7 +62,10 @@ def read_bytes(path: Path, limit: int) -> bytes:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise StoreError(f"{path}: is a symbolic link, which a store does not follow; copy the store with `cp -rL`") from error
-        raise StoreError(f"{path}: can't read ({reason(error)}); restore the file from a copy of the store") from error
+        way_out = "restore the file from a copy of the store"
+        if error.errno == errno.ENOENT:
+            way_out = f"open the store again where another process has changed it meanwhile, else {way_out}"
+        raise StoreError(f"{path}: can't read ({reason(error)}); {way_out}") from error
     with os.fdopen(descriptor, "rb") as file:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):

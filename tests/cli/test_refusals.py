@@ -261,6 +261,21 @@ def test_graft_refuses_a_folder_in_use_before_it_loads_anything(run: Run, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("command", "arguments", "expected"),
+    [
+        ("learn", ("facts.jsonl", "-m", "x", "--tolerance", "0.1"), "--tolerance is of a --gate"),
+        ("doctor", ("--model", "other"), "--model is for --load"),
+        ("revert", ("abc", "--model", "other"), "are for --overlap re-teach"),
+        ("merge", ("other", "--trust-remote-code"), "are for --overlap re-teach"),
+        ("tag", ("v1", "v2", "--delete"), "leave 'v2' out"),
+        ("import", ("nowhere.safetensors",), "no such file; give one that `memgraft export` wrote"),
+    ],
+)
+def test_options_that_would_do_nothing_are_refused(run: Run, empty: Path, command: str, arguments: tuple[str, ...], expected: str) -> None:
+    assert expected in run(command, empty, *arguments).refused()
+
+
+@pytest.mark.parametrize(
     ("arguments", "expected"),
     [
         (("Who?", "--chat", "--raw"), "exclude each other"),

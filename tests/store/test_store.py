@@ -257,6 +257,15 @@ def test_a_store_is_not_made_over_something_else(make: Make, tmp_path: Path) -> 
     assert MemoryStore.open(tmp_path / "store").verify() == []
 
 
+def test_a_store_does_not_take_the_place_of_the_current_folder(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (Path(), tmp_path):
+        with pytest.raises(StoreError, match="is the current folder, whose place a store can't take; name a new folder in it"):
+            make(name)
+    assert not list(tmp_path.iterdir())
+    assert make(Path("store")).verify() == []
+
+
 @pytest.mark.skipif(os.name == "nt", reason="modes are POSIX")
 @pytest.mark.parametrize("mode", [0o700, 0o750, 0o2775])
 def test_a_store_in_an_empty_folder_keeps_the_folders_permissions_from_the_start(
