@@ -48,7 +48,7 @@ def harness_model(grafted: GraftedModel, **settings: Any) -> HFLM:
     Raises:
         MemgraftError: a setting by which the harness would load a model, or one that it does not have.
     """
-    _check(settings)
+    _refuse_unused(settings)
     return HFLM(pretrained=grafted.base, tokenizer=grafted.tokenizer, device=str(grafted.device), **settings)
 
 
@@ -71,13 +71,13 @@ class StoredModel(HFLM):  # type: ignore[misc]  # the harness has no type inform
     ) -> None:
         from memgraft.persistence import load
 
-        _check(settings)
+        _refuse_unused(settings)
         self.grafted = load(store, model=base, dtype=dtype, device=device or "cpu", trust_remote_code=bool(trust_remote_code))
         settings = {**settings, "device": str(self.grafted.device)}
         super().__init__(pretrained=self.grafted.base, tokenizer=self.grafted.tokenizer, **settings)
 
 
-def _check(settings: Mapping[str, Any]) -> None:
+def _refuse_unused(settings: Mapping[str, Any]) -> None:
     unused = next((name for name, value in settings.items() if value and name not in SETTINGS), None)
     if unused is not None:
         raise MemgraftError(f"{unused}: not used, the base model is loaded already; leave that out (expected {', '.join(SETTINGS)})")
