@@ -19,6 +19,7 @@ from memgraft.config import MemoryConfig, first_refusal
 from memgraft.depth import choose_answer_layer, default_answer_layer
 from memgraft.effect import LAYERS_MOVE, unit_of
 from memgraft.errors import GraftError
+from memgraft.fingerprint import BaseFingerprint
 from memgraft.grafted import GraftedModel
 from memgraft.models import Dtype, load_model
 from memgraft.probes.language_model import context_length, longest_sequence
@@ -85,6 +86,7 @@ def graft(
         if dtype != "auto":
             raise GraftError(f"a loaded model stays in its dtype: load it in {dtype}, or give its name or folder")
         model, name = source, None
+    BaseFingerprint.of(model)  # else refused when it is saved, minutes of work later
     blocks = find_blocks(model)
     check_causal(model, blocks)
     check_remembers(model, blocks)

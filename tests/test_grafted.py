@@ -315,6 +315,15 @@ class TestRefusals:
         assert "\n" not in str(caught.value)
         assert not any(module._forward_pre_hooks for module in base.modules())
 
+    def test_a_model_that_no_store_could_recognise_is_refused_before_any_work(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        broken = tiny_model()
+        with torch.no_grad():
+            for parameter in broken.parameters():
+                parameter.fill_(torch.nan)
+        monkeypatch.setattr("memgraft.grafting.find_blocks", lambda model: pytest.fail("the model was run"))
+        with pytest.raises(GraftError, match="holds NaN or infinite weights"):
+            graft(broken, tiny_tokenizer(), slots=64, background=TEXTS)
+
     def test_a_loaded_model_without_its_tokenizer_is_refused(self) -> None:
         with pytest.raises(GraftError, match="tokenizer"):
             graft(tiny_model())
