@@ -68,7 +68,7 @@ def _f1_before(setting: Value) -> float:
 
 
 def recipe(summary: Mapping[str, Any]) -> str:
-    """The default recipe beyond the comparison, a line for each part of `benchmarks.recipe`."""
+    """The default recipe beyond the comparison, a line for each part of `benchmarks.recipe`; of the streams the first and the last."""
     own = summary["methods"]["memgraft"]
     frames = {name: each["learned"] for name, each in own["frames"].items()}
     misses, subject, told = (own["locality"][name] for name in ("near_misses", "same_subject", "instructions"))
@@ -94,7 +94,8 @@ def recipe(summary: Mapping[str, Any]) -> str:
             f"{changed['taught']['old_stays']:.2f} and {changed['known']['old_stays']:.2f}",
         ],
     ]
-    for count, stream in own.get("stream_retention", {}).items():
+    streams = list(own.get("stream_retention", {}).items())
+    for count, stream in streams[:1] + streams[1:][-1:]:
         probes = stream["probes"]
         lost = 0.0 - 100 * sum(probes[name]["change"] for name in QA) / sum(probes[name]["base"] for name in QA)
         others = "" if stream["others_f1"] is None else f", {stream['others_f1']:.3f} of the others"
@@ -115,14 +116,6 @@ def recipe(summary: Mapping[str, Any]) -> str:
                 _seeds(found["seeds"]),
                 f"F1 of the first {first['f1_before']:.3f} before their namesakes, {first['f1']:.3f} after; "
                 f"of the namesakes {second['immediate_f1']:.3f} right after the lesson, {second['f1']:.3f} at the end",
-            ]
-        )
-    if found := own.get("together"):
-        rows.append(
-            [
-                f"{found['facts']:,} facts and {found['namesakes']:,} of subjects named like two of theirs, in one lesson",
-                _seeds(found["seeds"]),
-                f"F1 of the first {found['first']['f1']:.3f}, of the namesakes {found['second']['f1']:.3f}",
             ]
         )
     return table(("", "seeds", "found"), rows)
