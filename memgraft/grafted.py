@@ -149,6 +149,8 @@ class GraftedModel(nn.Module):
         if not self._enabled or self._given is not None:
             return None
         memory, hidden_states, own = self.layer(index), hidden_states_of(args, kwargs), self._passes.current
+        if len(self.scoped) or len(memory.table.slots):
+            _check_beside(memory.scale, hidden_states)
         if index == 0:  # what is open after a cue is open in all layers
             self._listen(own, hidden_states, cache_among(args, kwargs))
             own.opened = {number: opened.tokens.any(-1) for number, opened in own.open_facts.items()}
@@ -423,6 +425,15 @@ class GraftedModel(nn.Module):
         for name, value in expected.items():
             value.copy_(tensors[name])
         self.background_reads = self.world = None
+
+
+def _check_beside(memorys: Tensor, hidden_states: Tensor) -> None:
+    """Raises GraftError where the base model was moved to another device without its memory."""
+    if memorys.device != hidden_states.device:
+        raise GraftError(
+            f"the base model is on {hidden_states.device}, its memory on {memorys.device}: move both with to() of the GraftedModel; "
+            "a pipeline moves the base model, unless it is given device=model.device"
+        )
 
 
 def _place_of(forward: Callable[..., Any], name: str) -> int | None:

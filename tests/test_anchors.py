@@ -649,3 +649,15 @@ def test_anchors_move_with_the_model_and_no_dtype_is_forced_on_a_memory() -> Non
     anchors = model.scope(0).cues.anchors
     assert anchors is not None
     assert {anchors.keys.device.type, model.scope(0).tables.table(ANSWERS).values.device.type} == {"meta"}
+
+
+def test_a_base_model_that_was_moved_without_its_memory_is_refused() -> None:
+    model = graft_with_answers()
+    ids = torch.tensor(random_tokens(10))
+    cues, rows = lesson_at(model, ids, 3, 6)
+    model.assign_rows(rows, cues)
+    model.base.to("meta")
+    with pytest.raises(GraftError, match=r"the base model is on meta, its memory on cpu: move both with to\(\)"):
+        model(ids.to("meta"))
+    with model.without_memory():
+        assert model(ids.to("meta")).logits.is_meta
